@@ -1,0 +1,148 @@
+"""Residual networks (He et al., "Deep Residual Learning for Image Recognition", 2016; arXiv 1512.03385).
+
+The state dicts have torchvision's names and shapes (without ``fc``), so that its weights can be loaded. Nothing is
+done in place: the full backward hooks of per-sample gradients (Opacus) refuse torchvision's ``out += identity``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from aiseeme_models.backbones.base import Backbone, backbones
+from aiseeme_models.backbones.norm import Norm, norm_2d
+
+NormFactory = Callable[[int], nn.Module]
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False)
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: NormFactory) -> nn.Sequential | None:
+    """The projection of a block that changes the shape, else None (identity)."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(_conv(in_channels, out_channels, 1, stride), norm(out_channels))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    expansion: ClassVar[int] = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int, norm: NormFactory) -> None:
+        super().__init__()
+        self.conv1 = _conv(in_channels, width, 3, stride)
+        self.bn1 = norm(width)
+        self.conv2 = _conv(width, width, 3)
+        self.bn2 = norm(width)
+        self.downsample = _shortcut(in_channels, width, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, in, h, w)`` to ``(B, width, h / stride, w / stride)``."""
+        out = torch.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        identity = x if self.downsample is None else self.downsample(x)
+        return torch.relu(out + identity)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride, as in torchvision's "v1.5") and 1x1 convolutions and a shortcut."""
+
+    expansion: ClassVar[int] = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int, norm: NormFactory) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = _conv(in_channels, width, 1)
+        self.bn1 = norm(width)
+        self.conv2 = _conv(width, width, 3, stride)
+        self.bn2 = norm(width)
+        self.conv3 = _conv(width, out_channels, 1)
+        self.bn3 = norm(out_channels)
+        self.downsample = _shortcut(in_channels, out_channels, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, in, h, w)`` to ``(B, 4 * width, h / stride, w / stride)``."""
+        out = torch.relu(self.bn1(self.conv1(x)))
+        out = torch.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        identity = x if self.downsample is None else self.downsample(x)
+        return torch.relu(out + identity)
+
+
+class ResNet(Backbone):
+    """A ResNet without classifier.
+
+    Args:
+        block: `BasicBlock` or `Bottleneck`.
+        depths: blocks of each of the four layers.
+        width: channels of the first layer; each layer doubles it.
+        small_images: 3x3 stem with stride 1 and no max-pooling, for images of about 32 to 96 px.
+        norm: normalisation.
+        in_channels: channels of the images.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, int, int, int],
+        *,
+        width: int = 64,
+        small_images: bool = False,
+        norm: Norm,
+        in_channels: int,
+    ) -> None:
+        super().__init__()
+        self.norm = norm
+        self.in_channels = in_channels
+        self.feature_dim = width * 8 * block.expansion
+        factory = norm_2d(norm)
+        self.conv1 = _conv(in_channels, width, 3 if small_images else 7, 1 if small_images else 2)
+        self.bn1 = factory(width)
+        self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, stride=2, padding=1)
+        channels = width
+        layers: list[nn.Module] = []
+        for level, depth in enumerate(depths):
+            blocks: list[nn.Module] = []
+            for index in range(depth):
+                stride = 2 if level > 0 and index == 0 else 1
+                blocks.append(block(channels, width << level, stride, factory))
+                channels = (width << level) * block.expansion
+            layers.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = layers
+
+    def forward_map(self, images: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, D, H/32, W/32)``, or ``H/8`` with ``small_images``."""
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(images))))
+        x = self.layer2(self.layer1(x))
+        features: Tensor = self.layer4(self.layer3(x))
+        return features
+
+
+@backbones.register("resnet-small")
+def resnet_small(*, norm: Norm, in_channels: int) -> Backbone:
+    """ResNet-18's layout with a quarter of its parameters (2.8 M), for small images and CPUs; 256 features."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), width=32, small_images=True, norm=norm, in_channels=in_channels)
+
+
+@backbones.register("resnet18")
+def resnet18(*, norm: Norm, in_channels: int) -> Backbone:
+    """ResNet-18: 11.2 M parameters, 512 features."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), norm=norm, in_channels=in_channels)
+
+
+@backbones.register("resnet34")
+def resnet34(*, norm: Norm, in_channels: int) -> Backbone:
+    """ResNet-34: 21.3 M parameters, 512 features."""
+    return ResNet(BasicBlock, (3, 4, 6, 3), norm=norm, in_channels=in_channels)
+
+
+@backbones.register("resnet50")
+def resnet50(*, norm: Norm, in_channels: int) -> Backbone:
+    """ResNet-50: 23.5 M parameters, 2048 features."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), norm=norm, in_channels=in_channels)

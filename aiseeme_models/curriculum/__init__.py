@@ -1,0 +1,1 @@
+"""A curriculum: pretext tasks one after another on the same backbone."""

@@ -1,0 +1,40 @@
+"""One stage of a curriculum: a pretext task, how it is trained, and when it ends."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, SerializeAsAny, model_validator
+
+from aiseeme_models.options import Options
+from aiseeme_models.pretext import pretext_tasks
+from aiseeme_models.training.options import TrainingOptions
+
+
+class Stage(TrainingOptions):
+    """A pretext task with its training options and its end.
+
+    Attributes:
+        task: the pretext task's registered name.
+        rounds: federated rounds, at most if ``stop`` is ``"plateau"``.
+        stop: ``"rounds"`` plays them all; ``"plateau"`` ends when the held-out pretext loss has not improved by
+            ``min_improvement`` (relative) for ``patience`` rounds.
+        options: the task's own options.
+    """
+
+    task: str
+    rounds: int = Field(ge=1)
+    stop: Literal["rounds", "plateau"] = "rounds"
+    patience: int = Field(default=3, ge=1)
+    min_improvement: float = Field(default=0.01, ge=0, lt=1)
+    options: SerializeAsAny[Options] = Field(default_factory=Options)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_of_the_task(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("task"), str):
+            kind = pretext_tasks[data["task"]].options_type
+            given = data.get("options", {})
+            if isinstance(given, dict):
+                data = {**data, "options": kind.model_validate(given)}
+        return data

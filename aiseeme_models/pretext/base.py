@@ -1,0 +1,142 @@
+"""What a self-supervised pretext task is: views, a forward pass and a loss around a shared backbone.
+
+A task file reads like the method section of its paper. The training loop is elsewhere, once
+(`aiseeme_models.training.loop`), and so are the federation and the data.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from aiseeme_models.backbones import Backbone, Norm
+from aiseeme_models.images.augmentation import BatchAugmentation
+from aiseeme_models.options import Options
+from aiseeme_models.registry import Registry
+
+Family = Literal["geometric", "generative", "clustering", "instance", "non-contrastive"]
+O = TypeVar("O", bound=Options)
+
+
+class PretextTask(nn.Module, ABC):
+    """A pretext task on a backbone.
+
+    Attributes:
+        shared: ``ModuleDict`` of ``backbone`` and ``head``: trained at the sites, aggregated by the coordinator.
+            Nothing else of a task ever crosses the wire.
+        local: everything that stays at the site (queues, memory banks, momentum encoders).
+        family: the kind of task, as SB-SSL groups them.
+        paper: where the method comes from.
+        options_type: the task's typed options.
+        rederived: names of the children of ``local`` that `begin_round` makes anew from ``shared``, so that a site
+            need not keep them between rounds.
+    """
+
+    family: ClassVar[Family]
+    paper: ClassVar[str]
+    options_type: ClassVar[type[Options]] = Options
+    rederived: ClassVar[tuple[str, ...]] = ()
+
+    shared: nn.ModuleDict
+    local: nn.Module
+
+    def __init__(self, backbone: Backbone, head: nn.Module, local: nn.Module | None = None) -> None:
+        super().__init__()
+        self.shared = nn.ModuleDict({"backbone": backbone, "head": head})
+        self.local = local if local is not None else nn.Module()
+
+    @classmethod
+    @abstractmethod
+    def build(cls, backbone: Backbone, options: Options, norm: Norm) -> PretextTask:
+        """The task around ``backbone`` with fresh, not yet seeded weights (see `initialise`)."""
+
+    @classmethod
+    @abstractmethod
+    def decomposes_per_image(cls, norm: Norm) -> bool:
+        """Whether the batch loss is a mean of terms that each depend on one image only (what DP-SGD needs).
+
+        Also false where an image reaches other images' terms in a later step, as through a queue.
+        """
+
+    @classmethod
+    def check(cls, options: Options, *, batch_size: int, image_size: int, channels: int) -> None:
+        """Refuse impossible combinations while the configuration is read.
+
+        Raises:
+            InputError: with what is wrong and what would be right.
+        """
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone that is being pretrained."""
+        backbone = self.shared["backbone"]
+        assert isinstance(backbone, Backbone)
+        return backbone
+
+    @property
+    def head(self) -> nn.Module:
+        """What stands on the backbone during the stage, and is dropped at its end."""
+        return self.shared["head"]
+
+    @property
+    def minimum_batch(self) -> int:
+        """The fewest images of a training batch: batch statistics need two."""
+        return 2 if any(isinstance(layer, _BatchNorm) for layer in self.shared.modules()) else 1
+
+    @abstractmethod
+    def views(self, images: Tensor, augmentation: BatchAugmentation, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Network inputs made of a batch, and constant targets.
+
+        Args:
+            images: ``(B, C, H, W)`` uint8 on any device.
+            augmentation: the domain's random augmentation and normalisation.
+            generator: CPU generator, the only source of randomness.
+
+        Returns:
+            Tensors whose first dimension is a multiple of ``B``, image by image: rows ``[i*k, (i+1)*k)`` belong to
+            image ``i``. Float32 normalised images first, targets (which need no gradient) last.
+        """
+
+    @abstractmethod
+    def loss(self, views: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
+        """The batch's loss, a float32 scalar.
+
+        Changes no state (but the running statistics of batch norm in training mode): a held-out batch may be
+        evaluated at any time.
+        """
+
+    @abstractmethod
+    def chance_loss(self, batch_size: int) -> float | None:
+        """The loss of a model that knows nothing, or None where the method has no such level."""
+
+    def reset_local(self, generator: torch.Generator) -> None:
+        """Give local state its first values (called at the start of a stage at a site)."""
+
+    def begin_round(self) -> None:
+        """Called when new global weights were loaded: re-derive momentum encoders from them."""
+
+    def after_step(self, views: tuple[Tensor, ...], progress: float) -> None:
+        """Called after each optimiser step with its views: momentum updates, queues.
+
+        Args:
+            views: what `views` returned for the step.
+            progress: how much of the stage is done, in [0, 1].
+        """
+
+
+def options_of(kind: type[O], options: Options) -> O:
+    """``options`` as a task's own type.
+
+    Raises:
+        TypeError: they are of another task.
+    """
+    if not isinstance(options, kind):
+        raise TypeError(f"expected {kind.__name__}, got {type(options).__name__}")
+    return options
+
+
+pretext_tasks: Registry[type[PretextTask]] = Registry("pretext task")

@@ -1,0 +1,98 @@
+"""BYOL: predict what a slowly moving copy of oneself says about the image's other view.
+
+Grill et al., "Bootstrap Your Own Latent", 2020 (arXiv 2006.07733). It also works without batch statistics (Richemond
+et al. 2020, arXiv 2010.10241), which is what lets the loss decompose per image.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from aiseeme_models.backbones import Backbone, Norm
+from aiseeme_models.images.augmentation import BatchAugmentation
+from aiseeme_models.options import Options
+from aiseeme_models.pretext.base import PretextTask, options_of, pretext_tasks
+from aiseeme_models.pretext.heads import mlp
+from aiseeme_models.pretext.momentum import MomentumNetwork
+
+
+class BYOLOptions(Options):
+    """Options of `BYOL`: for small data (ImageNet: momentum 0.996, hidden_dim 4096)."""
+
+    momentum: float = Field(0.99, ge=0, le=1, description="momentum of the target at the start; 1 at the stage's end")
+    hidden_dim: int = Field(1024, ge=1, description="hidden layer of the projector and of the predictor")
+    projection_dim: int = Field(256, ge=2, description="length of the projections")
+
+
+def negative_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Minus the mean cosine similarity of the rows of two ``(B, D)`` tensors."""
+    return -F.cosine_similarity(predictions.float(), targets.float(), dim=1).mean()
+
+
+@pretext_tasks.register("byol")
+class BYOL(PretextTask):
+    """Online encoder, projector and predictor; target encoder and projector as their moving average."""
+
+    family = "non-contrastive"
+    paper = "Grill et al. 2020, arXiv 2006.07733"
+    options_type = BYOLOptions
+    rederived = ("target",)
+
+    options: BYOLOptions
+
+    @classmethod
+    def build(cls, backbone: Backbone, options: Options, norm: Norm) -> BYOL:
+        """See `PretextTask.build`."""
+        options = options_of(BYOLOptions, options)
+        projector = mlp(backbone.feature_dim, options.hidden_dim, options.projection_dim, norm)
+        predictor = mlp(options.projection_dim, options.hidden_dim, options.projection_dim, norm)
+        local = nn.ModuleDict({"target": MomentumNetwork(nn.Sequential(backbone, projector))})
+        task = cls(backbone, nn.Sequential(projector, predictor), local)
+        task.options = options
+        return task
+
+    @classmethod
+    def decomposes_per_image(cls, norm: Norm) -> bool:
+        """True without batch statistics; the unit is an image with its two views."""
+        return norm == "group"
+
+    @property
+    def _target(self) -> MomentumNetwork:
+        target = self.local.get_submodule("target")
+        assert isinstance(target, MomentumNetwork)
+        return target
+
+    @property
+    def _followed(self) -> nn.Sequential:
+        """The online encoder and projector, without predictor."""
+        return nn.Sequential(self.backbone, self.head.get_submodule("0"))
+
+    def begin_round(self) -> None:
+        """Make the target equal to the aggregated online network."""
+        self._target.copy_from(self._followed)
+
+    def views(self, images: Tensor, augmentation: BatchAugmentation, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Two views ``(B, C, H, W)`` and the targets ``(B, P)`` that they are to predict (each the other's)."""
+        first, second = augmentation(images, generator), augmentation(images, generator)
+        of_first, of_second = self._target(torch.cat([first, second])).chunk(2)  # (B, P) each
+        return first, second, of_second, of_first
+
+    def loss(self, views: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
+        """``2 - 2 cos`` (eq. 2 of the paper), mean over both directions: in [0, 4]."""
+        first, second, target_of_first, target_of_second = views
+        predictions = self.head(self.backbone(torch.cat([first, second])))  # (2B, P)
+        return 2 + 2 * negative_cosine(predictions, torch.cat([target_of_first, target_of_second]))
+
+    def chance_loss(self, batch_size: int) -> None:
+        """None: a collapsed network has loss 0."""
+        return
+
+    def after_step(self, views: tuple[Tensor, ...], progress: float) -> None:
+        """Move the target, ever more slowly: the momentum goes to 1 along a cosine."""
+        momentum = 1 - (1 - self.options.momentum) * (math.cos(math.pi * progress) + 1) / 2
+        self._target.follow(self._followed, momentum)

@@ -1,0 +1,92 @@
+"""SimCLR: tell which two views are of one image, among all views of a batch.
+
+Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", 2020 (arXiv 2002.05709).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from aiseeme_models.backbones import Backbone, Norm
+from aiseeme_models.errors import InputError
+from aiseeme_models.images.augmentation import BatchAugmentation
+from aiseeme_models.options import Options
+from aiseeme_models.pretext.base import PretextTask, options_of, pretext_tasks
+from aiseeme_models.pretext.heads import mlp
+
+
+class SimCLROptions(Options):
+    """Options of `SimCLR`. The paper's temperature of 0.1 is for batches of thousands."""
+
+    temperature: float = Field(0.2, gt=0, le=10, description="temperature of the softmax over similarities")
+    hidden_dim: int | None = Field(None, ge=1, description="hidden layer of the projector; default: the feature length")
+    projection_dim: int = Field(128, ge=2, description="length of the projections that are compared")
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """The normalised temperature-scaled cross-entropy (eq. 1 of the paper), mean over the 2B views.
+
+    Args:
+        first: ``(B, D)`` projections of one view of every image; need not be normalised.
+        second: ``(B, D)`` projections of the other view, in the same order.
+        temperature: divides the cosine similarities.
+    """
+    batch = len(first)
+    z = F.normalize(torch.cat([first, second]).float(), dim=1)  # (2B, D)
+    logits = (z @ z.T / temperature).fill_diagonal_(-math.inf)  # (2B, 2B): no view is its own partner
+    partner = torch.arange(2 * batch, device=z.device).roll(batch)  # (2B,)
+    return F.cross_entropy(logits, partner)
+
+
+@pretext_tasks.register("simclr")
+class SimCLR(PretextTask):
+    """Two views, an MLP projector, NT-Xent over the batch."""
+
+    family = "instance"
+    paper = "Chen et al. 2020, arXiv 2002.05709"
+    options_type = SimCLROptions
+
+    options: SimCLROptions
+
+    @classmethod
+    def build(cls, backbone: Backbone, options: Options, norm: Norm) -> SimCLR:
+        """See `PretextTask.build`."""
+        options = options_of(SimCLROptions, options)
+        hidden = options.hidden_dim or backbone.feature_dim
+        task = cls(backbone, mlp(backbone.feature_dim, hidden, options.projection_dim, norm))
+        task.options = options
+        return task
+
+    @classmethod
+    def decomposes_per_image(cls, norm: Norm) -> bool:
+        """False: every image is a negative of all others."""
+        return False
+
+    @classmethod
+    def check(cls, options: Options, *, batch_size: int, image_size: int, channels: int) -> None:
+        """See `PretextTask.check`."""
+        if batch_size < 2:
+            raise InputError("simclr compares the images of a batch: batch_size must be at least 2")
+
+    @property
+    def minimum_batch(self) -> int:
+        """One image alone has no negatives."""
+        return 2
+
+    def views(self, images: Tensor, augmentation: BatchAugmentation, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Two independent views, each ``(B, C, H, W)``."""
+        return augmentation(images, generator), augmentation(images, generator)
+
+    def loss(self, views: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
+        """NT-Xent of the projections."""
+        first, second = self.head(self.backbone(torch.cat(views))).chunk(2)  # (B, P) each
+        return nt_xent(first, second, self.options.temperature)
+
+    def chance_loss(self, batch_size: int) -> float:
+        """ln(2B - 1): all projections alike."""
+        return math.log(2 * batch_size - 1)

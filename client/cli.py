@@ -1,0 +1,80 @@
+"""``aiseeme-site``: the hospital's command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from federation_configs.command_line import run_app
+
+app = typer.Typer(
+    name="aiseeme-site",
+    help="The hospital's side of a federation: its images stay here.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@app.callback()
+def _group() -> None:
+    """The hospital's side of a federation: its images stay here."""
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Where one folder per phantom hospital is written.")],
+    kind: Annotated[str, typer.Option(help="dermoscopy or chest-xray.")] = "dermoscopy",
+    sites: Annotated[int, typer.Option(min=1, max=64)] = 4,
+    images: Annotated[int, typer.Option(min=1, max=100_000, help="Images per hospital.")] = 100,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write phantom hospitals: procedurally drawn DICOM files with labels, for trying things out."""
+    from aiseeme_models.errors import InputError
+    from aiseeme_models.images.phantoms import write_phantoms
+
+    if kind not in ("dermoscopy", "chest-xray"):
+        raise InputError(f"--kind {kind}: there are dermoscopy and chest-xray")
+    chosen: Literal["dermoscopy", "chest-xray"] = "dermoscopy" if kind == "dermoscopy" else "chest-xray"
+    for folder in write_phantoms(out, kind=chosen, sites=sites, images_per_site=images, seed=seed):
+        typer.echo(str(folder))
+
+
+@app.command()
+def scan(
+    folder: Annotated[Path, typer.Argument(help="The hospital's image folder.")],
+    cache: Annotated[Path, typer.Option(help="Where decoded images are kept.")] = Path("cache"),
+    preset: Annotated[
+        str, typer.Option(help="How files become arrays: dermoscopy, chest-xray, ct-lung.")
+    ] = "dermoscopy",
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Side of the square images, in pixels.")] = 224,
+    as_json: Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead.")] = False,
+) -> None:
+    """Say what is in an image folder: how many images, and which files were rejected and why."""
+    from aiseeme_models.images.cache import ImageCache
+    from aiseeme_models.images.presets import ImageOptions
+    from client.catalogue import scan as read
+
+    catalogue = read(folder, ImageCache(cache, ImageOptions(preset=preset, size=size)))
+    if as_json:
+        typer.echo(json.dumps(catalogue.summary(), indent=2))
+        return
+    table = Table(title=f"{folder}: {len(catalogue.rows)} images accepted, {len(catalogue.rejected)} files rejected")
+    table.add_column("rejected file")
+    table.add_column("why")
+    for rejection in catalogue.rejected:
+        table.add_row(escape(rejection.file), rejection.detail)
+    for file in catalogue.missing:
+        table.add_row(escape(file), "labels.csv names it, but it is not there")
+    Console().print(table)
+
+
+def main() -> None:
+    """The console script."""
+    run_app(app)

@@ -1,0 +1,62 @@
+"""What a task keeps at the site between rounds: queues, banks, local statistics, optimiser state.
+
+One file per round, written before the reply leaves. A round that is asked again (the coordinator crashed, or the
+quorum was missed) starts from the newest state BEFORE that round, so that it gives the same answer again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FILE = re.compile(r"round-(\d{6})\.safetensors")
+_KEPT = 2
+
+
+class LocalState:
+    """The state of one site in one run and stage."""
+
+    def __init__(self, state_folder: Path, run: str, stage: int) -> None:
+        self.folder = state_folder / "runs" / run / f"stage-{stage:03d}"
+
+    def load_before(self, round_number: int) -> dict[str, Tensor] | None:
+        """The tensors saved by the newest round before ``round_number``, or None at the start of a stage."""
+        from safetensors.torch import load_file
+
+        earlier = [number for number in self._rounds() if number < round_number]
+        return load_file(self._path(max(earlier))) if earlier else None
+
+    def save(self, round_number: int, tensors: dict[str, Tensor]) -> None:
+        """Write the state after ``round_number`` atomically; only the newest rounds are kept."""
+        from safetensors.torch import save_file
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self._path(round_number)
+        partial = path.with_suffix(".partial")
+        try:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                partial,
+            )
+            with partial.open("rb") as written:
+                os.fsync(written.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        # A later round's state belongs to a history that is being replayed: it would never be read, and never pruned.
+        rounds = [number for number in self._rounds() if number <= round_number]
+        for number in set(self._rounds()) - set(sorted(rounds)[-_KEPT:]):
+            self._path(number).unlink()
+
+    def _rounds(self) -> list[int]:
+        if not self.folder.is_dir():
+            return []
+        return [int(match[1]) for entry in self.folder.iterdir() if (match := _FILE.fullmatch(entry.name))]
+
+    def _path(self, round_number: int) -> Path:
+        return self.folder / f"round-{round_number:06d}.safetensors"

@@ -1,0 +1,181 @@
+"""What a site does when it is asked: describe itself, train a round, measure the held-out loss."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from aiseeme_models import __version__
+from aiseeme_models.seeding import derive_seed, generator
+from client.local_state import LocalState
+from client.refusals import Refusal
+from client.site import Site
+from federation_configs.wire import (
+    PROTOCOL,
+    DescribeReply,
+    DescribeRequest,
+    EvaluateReply,
+    EvaluateRequest,
+    Request,
+    RoundRequest,
+    SiteError,
+    TrainReply,
+    TrainRequest,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from client.workbench import Workbench
+
+_OPTIMIZER = "optimizer/"
+_LOCAL = "local/"
+
+
+def describe(site: Site, request: DescribeRequest) -> DescribeReply:
+    """Count what the site has for a federation, decoding what its cache lacks."""
+    _same_protocol(request)
+    config = request.config
+    counts = {split: len(site.rows_of(split, config.holdout)) for split in ("train", "validation", "test")}
+    if counts["train"] == 0:
+        raise Refusal(SiteError.NO_IMAGES)
+    site.images(config.images, "train", config.holdout)
+    return DescribeReply(
+        protocol=PROTOCOL,
+        site=site.name,
+        version=__version__,
+        rejected=dict(site.rejected),
+        **counts,
+    )
+
+
+def expected_size(site: Site, request: RoundRequest) -> int:
+    """How many floats the weights beside a request must have.
+
+    Raises:
+        Refusal: the request names a stage that is not there, or weights laid out otherwise than here.
+    """
+    return _bench(site, request).layout.size
+
+
+def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tuple[TrainReply, NDArray[np.float32]]:
+    """Train one round from the global ``weights`` ``(P,)`` and give back the site's own, of the same layout."""
+    import torch
+
+    from aiseeme_models.training.loop import NonFiniteLoss, train_round
+    from aiseeme_models.training.shared_state import flatten, load_flat, local_tensors
+
+    started = time.perf_counter()
+    config, stage = request.config, request.config.curriculum.stage[request.stage]
+    bench = _bench(site, request)
+    images = site.images(config.images, "train", config.holdout)
+    if len(images) == 0:
+        raise Refusal(SiteError.NO_IMAGES)
+    if len(images) < stage.batch_size:
+        raise Refusal(SiteError.BATCH_EXCEEDS_IMAGES)
+
+    state = LocalState(site.state_folder, request.run, request.stage)
+    kept = state.load_before(request.round)
+    load_flat(bench.task, bench.layout, weights)
+    bench.start_local(
+        _below(_LOCAL, kept) if kept else None,
+        generator(config.seed, "local", site.name, request.stage),
+    )
+    report = site.on_step
+    try:
+        outcome = train_round(
+            bench.task,
+            images,
+            stage,
+            augmentation=bench.augmentation,
+            seed=derive_seed(config.seed, "train", site.name, request.round),
+            stage_progress=(
+                request.round_in_stage / stage.rounds,
+                (request.round_in_stage + 1) / stage.rounds,
+            ),
+            device=torch.device(site.device),
+            proximal_mu=request.proximal_mu,
+            optimizer_state=_below(_OPTIMIZER, kept) if kept and stage.carry_optimizer else None,
+            on_step=(lambda step, steps, loss: report(site.name, step, steps, loss)) if report else None,
+        )
+    except NonFiniteLoss:
+        raise Refusal(SiteError.NON_FINITE_LOSS) from None
+    keep = {_LOCAL + name: tensor for name, tensor in local_tensors(bench.task, bench.layout).items()}
+    if stage.carry_optimizer:
+        keep |= {_OPTIMIZER + name: tensor for name, tensor in outcome.optimizer_state.items()}
+    if keep:
+        state.save(request.round, keep)
+    reply = TrainReply(
+        site=site.name,
+        round=request.round,
+        stage=request.stage,
+        images=outcome.images,
+        steps=outcome.steps,
+        loss=outcome.loss,
+        seconds=time.perf_counter() - started,
+    )
+    return reply, flatten(bench.task, bench.layout)
+
+
+def evaluate(site: Site, request: EvaluateRequest, weights: NDArray[np.float32]) -> EvaluateReply:
+    """Measure the held-out pretext loss of the global ``weights`` ``(P,)`` on the site's validation images.
+
+    The random views are the same every round, so that the rounds' losses can be compared.
+    """
+    import torch
+
+    from aiseeme_models.training.loop import heldout_loss
+    from aiseeme_models.training.shared_state import load_flat
+
+    started = time.perf_counter()
+    config, stage = request.config, request.config.curriculum.stage[request.stage]
+    bench = _bench(site, request)
+    images = site.images(config.images, "validation", config.holdout)
+    kept = LocalState(site.state_folder, request.run, request.stage).load_before(request.round + 1)
+    load_flat(bench.task, bench.layout, weights)
+    bench.start_local(
+        _below(_LOCAL, kept) if kept else None,
+        generator(config.seed, "local", site.name, request.stage),
+    )
+    loss, count = heldout_loss(
+        bench.task,
+        images,
+        stage,
+        augmentation=bench.augmentation,
+        seed=derive_seed(config.seed, "heldout", site.name, request.stage),
+        device=torch.device(site.device),
+    )
+    if count == 0:
+        raise Refusal(SiteError.NO_IMAGES)
+    return EvaluateReply(
+        site=site.name,
+        round=request.round,
+        stage=request.stage,
+        images=count,
+        loss=loss,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _bench(site: Site, request: RoundRequest) -> Workbench:
+    from client.workbench import workbench
+
+    _same_protocol(request)
+    stages = request.config.curriculum.stage
+    if request.stage >= len(stages) or request.round_in_stage >= stages[request.stage].rounds:
+        raise Refusal(SiteError.BAD_REQUEST)
+    bench = workbench(request.config, request.stage, site.device)
+    if bench.layout.digest != request.layout_sha256:
+        raise Refusal(SiteError.VERSION_MISMATCH)
+    return bench
+
+
+def _same_protocol(request: Request) -> None:
+    if request.protocol != PROTOCOL:
+        raise Refusal(SiteError.VERSION_MISMATCH)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,29 @@
+"""How both command lines end: 0 done, 1 the run failed, 2 the input is wrong; no traceback for a user's mistake."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from aiseeme_models.errors import InputError, RunFailed
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a command line and end the process with its exit code."""
+    try:
+        app()
+    except InputError as error:
+        _end(f"error: {error}", 2)
+    except RunFailed as error:
+        _end(f"failed: {error}", 1)
+    except KeyboardInterrupt:
+        _end("interrupted; `aiseeme runs` says which run can be resumed", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(1) from None
+
+
+def _end(text: str, code: int) -> None:
+    print(text, file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,109 @@
+"""The schema of a federation's configuration, composed from the methods' own options."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import Field, SerializeAsAny, model_validator
+
+from aiseeme_models.backbones import Norm, backbones
+from aiseeme_models.curriculum.stages import Stage
+from aiseeme_models.images.presets import ImageOptions
+from aiseeme_models.images.splits import TEST_FRACTION, VALIDATION_FRACTION
+from aiseeme_models.options import Options
+from aiseeme_models.pretext import pretext_tasks
+from federation_configs.aggregation import aggregation_options
+
+NAME = r"^[a-z0-9][a-z0-9-]{0,47}$"
+
+
+class ModelOptions(Options):
+    """The backbone that the federation trains."""
+
+    backbone: str = "resnet50"
+    norm: Norm = "group"
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        backbones[self.backbone]
+        return self
+
+
+class Curriculum(Options):
+    """The sequence of pretext tasks; between stages only the backbone is handed over."""
+
+    stage: tuple[Stage, ...] = Field(min_length=1)
+
+
+class HoldOut(Options):
+    """Shares of patients (or lesions) that are kept from pretraining, by a hash of their id.
+
+    ``test`` is for the downstream probe, ``validation`` for the held-out pretext loss.
+    """
+
+    test: float = Field(default=TEST_FRACTION, ge=0, le=0.8)
+    validation: float = Field(default=VALIDATION_FRACTION, ge=0, le=0.5)
+
+    @model_validator(mode="after")
+    def _leaves_images(self) -> Self:
+        if self.test + self.validation > 0.9:
+            raise ValueError("test and validation together may hold out at most 0.9 of the patients")
+        return self
+
+
+class FederationOptions(Options):
+    """How rounds are played.
+
+    ``min_sites`` valid replies make a round; within ``round_deadline_s`` seconds every site is waited for; a round
+    without quorum is asked again ``round_retries`` times, and then the run fails.
+    """
+
+    min_sites: int = Field(default=2, ge=1)
+    round_deadline_s: float = Field(default=3600.0, gt=0)
+    round_retries: int = Field(default=2, ge=0, le=20)
+    aggregation: str = "fedavg"
+    aggregation_options: SerializeAsAny[Options] = Field(default_factory=Options)
+    keep_checkpoints: int = Field(default=2, ge=2)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_of_the_method(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            kind = aggregation_options[str(data.get("aggregation", "fedavg"))]
+            given = data.get("aggregation_options", {})
+            if isinstance(given, dict):
+                data = {**data, "aggregation_options": kind.model_validate(given)}
+        return data
+
+
+class ProbeOptions(Options):
+    """The downstream probe on frozen features: ``k`` neighbours at most, never more than the cases there are."""
+
+    k: int = Field(default=20, ge=1)
+
+
+class FederationConfig(Options):
+    """A whole federation: what it trains, on which images, by which curriculum, and how it is played."""
+
+    name: str = Field(pattern=NAME)
+    seed: int = Field(default=0, ge=0, lt=2**53)
+    images: ImageOptions
+    model: ModelOptions = ModelOptions()
+    curriculum: Curriculum
+    federation: FederationOptions = FederationOptions()
+    holdout: HoldOut = HoldOut()
+    probe: ProbeOptions = ProbeOptions()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        channels = self.images.resolved_preset.channels
+        for stage in self.curriculum.stage:
+            pretext_tasks[stage.task].check(
+                stage.options, batch_size=stage.batch_size, image_size=self.images.size, channels=channels
+            )
+        return self
+
+    @property
+    def rounds(self) -> int:
+        """The largest number of rounds that the curriculum may take."""
+        return sum(stage.rounds for stage in self.curriculum.stage)

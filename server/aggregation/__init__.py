@@ -1,0 +1,8 @@
+"""How the coordinator turns the sites' updates into the next global model: one file per method."""
+
+from __future__ import annotations
+
+from server.aggregation import fedadam, fedavg, fedavgm, fedprox, median, trimmed_mean  # noqa: F401  (registers them)
+from server.aggregation.base import Aggregation, UpdateRefused, aggregations, build_aggregation
+
+__all__ = ["Aggregation", "UpdateRefused", "aggregations", "build_aggregation"]

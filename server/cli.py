@@ -1,0 +1,219 @@
+"""``aiseeme``: the coordinator's and the researcher's command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from aiseeme_models.errors import InputError
+from federation_configs.command_line import run_app
+
+if TYPE_CHECKING:
+    from server.registry import RunRow
+    from server.results import Results
+
+app = typer.Typer(
+    name="aiseeme",
+    help="Federated curriculum self-supervised pretraining on medical images that never leave the hospital.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+config_app = typer.Typer(no_args_is_help=True, help="Check and show federation configurations.")
+app.add_typer(config_app, name="config")
+
+Home = Annotated[
+    Path | None,
+    typer.Option("--runs", help="Folder of all runs (default: $AISEEME_RUNS, else ./runs).", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead.")]
+ConfigReference = Annotated[str, typer.Argument(help="A TOML file or the name of a ready-made federation.")]
+Device = Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")]
+RunId = Annotated[str, typer.Argument(help="A run's id, or its beginning if that is unique.")]
+
+
+@app.command()
+def simulate(
+    config: ConfigReference,
+    data: Annotated[
+        list[Path], typer.Option("--data", help="An image folder; give it once per hospital, or once with --sites.")
+    ],
+    sites: Annotated[int | None, typer.Option(min=1, help="Deal one folder to this many hospitals.")] = None,
+    partition: Annotated[
+        str | None, typer.Option(help="How: iid | dirichlet:ALPHA | quantity:ALPHA | by:COLUMN (default iid).")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="local (this process) or ray (Flower's engine, for many GPUs).")
+    ] = "local",
+    device: Device = "auto",
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the configuration's seed.")] = None,
+    runs: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Play a whole federation on this machine and probe its backbone."""
+    from aiseeme_models.training.device import choose_device
+    from federation_configs.loading import load_config
+    from server.progress import Progress
+    from server.run_folder import runs_home
+    from server.simulation import simulate as play
+
+    loaded = load_config(config)
+    if seed is not None:
+        loaded = loaded.model_copy(update={"seed": seed})
+    progress = Progress(Console(stderr=as_json))
+    results = play(
+        loaded,
+        data,
+        sites=sites,
+        partition=partition,
+        engine=engine,
+        device=choose_device(device),
+        home=runs_home(runs),
+        progress=progress,
+    )
+    _show_results(results, runs_home(runs) / results.run, as_json)
+
+
+@app.command()
+def resume(run: RunId, runs: Home = None, as_json: Json = False) -> None:
+    """Go on with a run that was interrupted or failed, to the very bits it would have had."""
+    from server.progress import Progress
+    from server.run_folder import runs_home
+    from server.simulation import resume as play
+
+    results = play(run, home=runs_home(runs), progress=Progress(Console(stderr=as_json)))
+    _show_results(results, runs_home(runs) / results.run, as_json)
+
+
+@app.command()
+def runs(home: Home = None, as_json: Json = False) -> None:
+    """List all runs, newest first."""
+    from rich.table import Table
+
+    from server.registry import RunRegistry
+    from server.run_folder import registry_url, runs_home
+
+    folder = runs_home(home)
+    rows = RunRegistry(registry_url(folder)).list() if (folder / "registry.sqlite").exists() else []
+    if as_json:
+        listed = [row.model_dump(mode="json") | {"status": _status(folder, row)} for row in rows]
+        typer.echo(json.dumps(listed, indent=2))
+        return
+    table = Table()
+    for title in ("run", "name", "status", "rounds", "sites", "started", "reason"):
+        table.add_column(title)
+    for row in rows:
+        rounds = f"{row.rounds_done}/{row.rounds_total}"
+        complete = f"{row.sites_complete}/{row.sites_total}" if row.status == "done" else str(row.sites_total)
+        table.add_row(row.id, row.name, _status(folder, row), rounds, complete, row.created[:19], row.reason)
+    Console().print(table)
+
+
+@app.command()
+def show(run: RunId, home: Home = None, as_json: Json = False) -> None:
+    """Show a run's figures."""
+    from server.registry import RunRegistry
+    from server.results import FILE, Results
+    from server.run_folder import registry_url, runs_home
+
+    folder = runs_home(home)
+    if not (folder / "registry.sqlite").exists():
+        raise InputError(f"{folder}: no runs here; `aiseeme simulate` makes one, --runs names another folder")
+    row = RunRegistry(registry_url(folder)).get(run)
+    if (folder / row.id / FILE).exists() and _status(folder, row) in ("done", "failed"):
+        _show_results(Results.load(folder / row.id), folder / row.id, as_json)
+        return
+    status = row.model_dump(mode="json") | {"status": _status(folder, row)}
+    if as_json:
+        typer.echo(json.dumps(status, indent=2))
+        return
+    for key in ("id", "name", "status", "reason", "rounds_done", "rounds_total", "created", "folder"):
+        typer.echo(f"{key:13} {status[key]}")
+    if status["status"] == "interrupted":
+        typer.echo(f"go on with: aiseeme resume {row.id}")
+
+
+@app.command()
+def evaluate(
+    run: RunId,
+    data: Annotated[Path, typer.Option("--data", help="A folder of images with a labels.csv (file, label).")],
+    home: Home = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Probe a finished run's backbone on another labelled folder, beside random and floor."""
+    from aiseeme_models.training.device import choose_device
+    from server.evaluation import evaluate_run
+    from server.progress import Progress
+    from server.run_folder import runs_home
+    from server.tables import probe_table
+
+    console = Console(stderr=as_json)
+    scores = evaluate_run(run, data, home=runs_home(home), device=choose_device(device), progress=Progress(console))
+    if as_json:
+        typer.echo(json.dumps(scores, indent=2))
+    else:
+        console.print(probe_table(scores["probe"], scores["baselines"]))
+
+
+@app.command()
+def doctor(home: Home = None, as_json: Json = False) -> None:
+    """Say what this machine has for AISEEME, and what is missing."""
+    from server.doctor import examine
+    from server.run_folder import runs_home
+
+    findings = examine(runs_home(home))
+    if as_json:
+        typer.echo(json.dumps([finding.model_dump() for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok  ' if finding.ok else 'BAD '} {finding.what:12} {finding.says}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@config_app.command("check")
+def check(config: ConfigReference) -> None:
+    """Check a configuration without running it."""
+    from federation_configs.loading import config_sha256, find_config, load_config
+
+    loaded = load_config(config)
+    stages = ", ".join(f"{stage.task} ({stage.rounds} rounds)" for stage in loaded.curriculum.stage)
+    typer.echo(f"{find_config(config)}: fine: {loaded.name}: {stages}; sha256 {config_sha256(loaded)}")
+
+
+@config_app.command("show")
+def show_config(config: ConfigReference, as_json: Json = False) -> None:
+    """Print a configuration with every default written out."""
+    from federation_configs.loading import load_config, to_toml
+
+    loaded = load_config(config)
+    typer.echo(json.dumps(loaded.model_dump(mode="json"), indent=2) if as_json else to_toml(loaded))
+
+
+def _status(home: Path, row: RunRow) -> str:
+    """A run that says ``running`` while no process holds its folder was interrupted."""
+    from server.run_folder import is_held
+
+    if row.status != "running":
+        return row.status
+    folder = home / row.id
+    return "running" if folder.is_dir() and is_held(folder) else "interrupted"
+
+
+def _show_results(results: Results, folder: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(results.model_dump_json(indent=2))
+        return
+    from server.tables import print_results
+
+    print_results(Console(), results, folder)
+
+
+def main() -> None:
+    """The console script."""
+    run_app(app)

@@ -1,0 +1,42 @@
+"""Probing a finished run's backbone on a labelled folder that its federation may never have seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aiseeme_models.errors import InputError
+from aiseeme_models.images.cache import ImageCache
+from client.catalogue import scan
+from federation_configs.loading import load_config
+from server.global_model import load_backbone
+from server.probing import probe_run
+from server.progress import Progress
+from server.registry import RunRegistry
+from server.run_folder import CONFIG, registry_url
+from server.run_record import MODEL
+
+
+def evaluate_run(run: str, data: Path, *, home: Path, device: str, progress: Progress) -> dict[str, Any]:
+    """Linear and k-NN probe of a run's backbone, the random backbone and the floor, on ``data``.
+
+    Raises:
+        InputError: no such run, no model in it, or a folder that cannot be probed; the text says why.
+    """
+    if not (home / "registry.sqlite").exists():
+        raise InputError(f"{home}: no runs here; --runs names another folder")
+    row = RunRegistry(registry_url(home)).get(run)
+    config = load_config(home / row.id / CONFIG)
+    backbone = load_backbone(home / row.id / MODEL, config)
+    cache_root = home / "cache"
+    with progress.reading(data) as on_image:
+        catalogue = scan(data, ImageCache(cache_root, config.images), on_image)
+    outcome = probe_run(config, backbone, catalogue.rows, cache_root, device=device, say=progress.say)
+    if outcome.probe is None or outcome.baselines is None:
+        raise InputError(f"{data}: {outcome.note}")
+    return {
+        "run": row.id,
+        "data": catalogue.summary(),
+        "probe": outcome.probe.model_dump(),
+        "baselines": outcome.baselines.model_dump(),
+    }

@@ -1,0 +1,61 @@
+"""Questions to sites and their answers, as they come, until a deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from flwr.app import Message, RecordDict
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+_POLL_S = 0.05
+_SLOWEST_POLL_S = 1.0
+
+
+def ask(
+    grid: Grid,
+    contents: Mapping[int, RecordDict],
+    message_type: str,
+    *,
+    group: str,
+    deadline_s: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[tuple[int, Message | None]]:
+    """Send one record to each node and give each answer as it arrives, then None for each node that did not answer.
+
+    The messages live no longer than the deadline, so that a late site does not work for nothing, and one message is
+    pulled at a time, because a site that dies while uploading blocks a joint pull for all. An answer is let go before
+    the next is pulled: one reply is in memory at a time. A node's error answers may carry the SuperLink's id, so the
+    node is known by the message that was sent to it.
+
+    Args:
+        contents: what to send, by node id.
+        message_type: Flower's message type, e.g. ``"train"``.
+        group: Flower's group id, here the round.
+        deadline_s: seconds after which a node has not answered.
+        clock: seconds; a simulation's own where sites play one after the other.
+    """
+    nodes = list(contents)
+    pushed_at = clock()
+    ids = grid.push_messages(
+        Message(contents[node], node, message_type, ttl=deadline_s, group_id=group) for node in nodes
+    )
+    waiting = {message_id: node for message_id, node in zip(ids, nodes, strict=True) if message_id}
+    unsent = set(nodes) - set(waiting.values())
+    pause = _POLL_S
+    while waiting and clock() - pushed_at <= deadline_s:
+        answered = False
+        for message_id in list(waiting):
+            for message in grid.pull_messages([message_id]):
+                answered = True
+                yield waiting.pop(message_id), message
+        if waiting and not answered:
+            time.sleep(pause)
+            pause = min(pause * 1.5, _SLOWEST_POLL_S)
+        elif answered:
+            pause = _POLL_S
+    for node in (*waiting.values(), *sorted(unsent)):
+        yield node, None

@@ -1,0 +1,168 @@
+"""A run as a person sees it: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from server.observer import Silent
+
+if TYPE_CHECKING:
+    from federation_configs.schema import FederationConfig
+    from server.partitions import PartitionRow
+    from server.replies import Refused
+    from server.run_state import RunState
+
+_LISTED = 10
+
+
+class Progress(Silent):
+    """Shows stage, round, sites, loss, images/s and the time that is left."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.on_state: Callable[[RunState], object] = lambda state: None
+        self._bars: Bars | None = None
+        self._config: FederationConfig | None = None
+        self._site_started: dict[str, float] = {}
+        self._round_speed: list[float] = []
+        self._folder: Path | None = None
+
+    def say(self, text: str) -> None:
+        """One line of text, shown as it is."""
+        self.console.print(escape(text), highlight=False)
+
+    @contextmanager
+    def reading(self, folder: Path) -> Iterator[Callable[[], None]]:
+        """While images are read; gives what to call per image."""
+        if not self.console.is_terminal:
+            self.say(f"reading {folder}")
+            yield lambda: None
+            return
+        with Bars(
+            TextColumn("reading {task.fields[folder]}"), TextColumn("{task.completed} new images"), console=self.console
+        ) as bars:
+            task = bars.add_task("", folder=escape(str(folder)), total=None)
+            yield lambda: bars.advance(task)
+
+    def start(
+        self,
+        config: FederationConfig,
+        folder: Path,
+        table: Sequence[PartitionRow],
+        rejected: Sequence[tuple[str, str, str]],
+        missing: Sequence[str],
+    ) -> None:
+        """Who takes part, with what."""
+        self._config, self._folder = config, folder
+        classes = list(table[0].classes) if table else []
+        shown = Table(title=f"{config.name}: {len(table)} simulated hospitals")
+        for title in ("site", "images", "patients or lesions", *classes):
+            shown.add_column(escape(title), justify="left" if title == "site" else "right")
+        for row in table:
+            shown.add_row(escape(row.site), str(row.images), str(row.groups), *(str(row.classes[c]) for c in classes))
+        self.console.print(shown)
+        for where, file, why in rejected[:_LISTED]:
+            self.say(f"skipped {where}: {file}: {why}")
+        if len(rejected) > _LISTED:
+            self.say(f"skipped {len(rejected) - _LISTED} more files")
+        for file in missing[:_LISTED]:
+            self.say(f"labels.csv names a file that is not there: {file}")
+        if len(missing) > _LISTED:
+            self.say(f"labels.csv names {len(missing) - _LISTED} more files that are not there")
+        self.say(
+            f"run {folder.name}: {config.rounds} rounds in {len(config.curriculum.stage)} stages, files in {folder}"
+        )
+        if self.console.is_terminal:
+            self._bars = Bars(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._bars.start()
+            self._rounds_task = self._bars.add_task("rounds", total=config.rounds, detail="")
+            self._step_task = self._bars.add_task("site", total=None, detail="")
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def site_step(self, site: str, step: int, steps: int, loss: float) -> None:
+        """A site of this machine made an optimiser step."""
+        if self._bars is not None:
+            self._bars.update(
+                self._step_task, description=escape(site), completed=step, total=steps, detail=f"loss {loss:.3f}"
+            )
+
+    def round_started(self, config: FederationConfig, state: RunState, round_number: int, attempt: int) -> None:
+        """See `Observer`."""
+        self._round_speed.clear()
+        if attempt:
+            self.say(
+                f"round {round_number}: asking the missing sites again ({attempt} of {config.federation.round_retries})"
+            )
+        if self._bars is not None:
+            options = config.curriculum.stage[state.stage]
+            self._bars.update(
+                self._rounds_task,
+                completed=state.round,
+                detail=f"stage {state.stage + 1}/{len(state.stages)} {options.task}",
+            )
+
+    def sites_described(self, state: RunState, refused: dict[str, Refused]) -> None:
+        """See `Observer`."""
+        for site, why in refused.items():
+            self.say(f"{site} is not there: {why.sentence}")
+
+    def site_answered(self, site: str, images: int, seconds: float, loss: float) -> None:
+        """See `Observer`."""
+        assert self._config is not None
+        self._round_speed.append(images / max(seconds, 1e-9))
+
+    def site_missed(self, site: str, why: Refused) -> None:
+        """See `Observer`."""
+        self.say(f"{site} does not count: {why.sentence}")
+
+    def round_done(self, state: RunState, loss: float, heldout: float | None) -> None:
+        """See `Observer`."""
+        self.on_state(state)
+        if self._bars is not None:
+            self._bars.update(self._rounds_task, completed=state.round)
+        assert self._config is not None
+        speed = sum(self._round_speed) / len(self._round_speed) if self._round_speed else 0.0
+        per_round = state.rounds_s / state.round
+        left = per_round * (self._config.rounds - state.round)
+        answered = len(self._round_speed)
+        tail = f", held-out {heldout:.3f}" if heldout is not None else ""
+        self.say(
+            f"{time.strftime('%H:%M:%S')} round {state.round}/{self._config.rounds}: loss {loss:.3f}{tail},"
+            f" {answered}/{len(state.sites)} sites, {speed:.0f} images/s, about {_duration(left)} left"
+        )
+
+    def stage_done(self, config: FederationConfig, state: RunState, stage: int) -> None:
+        """See `Observer`."""
+        record = state.stages[stage]
+        self.say(
+            f"stage {stage + 1}/{len(state.stages)} {config.curriculum.stage[stage].task} ended by {record.stopped_by}"
+            f" after {record.rounds_done} rounds"
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

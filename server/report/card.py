@@ -1,0 +1,54 @@
+"""model/README.md: the model card, in the sections of Mitchell et al. (1810.03993), with measured facts only."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from server.atomic_files import replacing
+from server.report.findings import chance, findings, verdict
+from server.report.page import duration, figure
+from server.report.record import read_run
+
+
+def write_model_card(run_folder: Path) -> Path:
+    """Write ``model/README.md`` from what is in ``results.json``.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        InputError: ``results.json`` is missing or not what a run writes.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    record = read_run(run_folder)
+    results = record.results
+    environment = Environment(
+        loader=PackageLoader("server", "report"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=escape_markdown,
+    )
+    environment.filters.update(figure=figure, duration=duration)
+    card = environment.get_template("model_card.md.j2").render(
+        results=results,
+        verdict=verdict(results),
+        findings=findings(record),
+        images=sum(site.images for site in results.sites),
+        chance=chance(results.probe.linear) if results.probe else None,
+    )
+    path = run_folder / "model" / "README.md"
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as draft:
+        draft.write_text(card, encoding="utf-8")
+    return path
+
+
+def escape_markdown(value: object) -> str:
+    """``value`` as Markdown text that stands for itself: no markup, link, table bar or HTML can start in it."""
+    text = re.sub(r"([\\`*_{}\[\]#!|<>&~$@])", r"\\\1", " ".join(str(value).split()))
+    text = re.sub(r"^([-+=])", r"\\\1", text)
+    return re.sub(r"(?i)(://|www\.)", lambda match: match[0].replace(":", r"\:").replace(".", r"\."), text)

@@ -1,0 +1,83 @@
+"""Which node is which site: every site describes itself before it is trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from aiseeme_models import __version__
+from federation_configs.records import MalformedRecord, pack, unpack_body
+from federation_configs.schema import FederationConfig
+from federation_configs.wire import PROTOCOL, DescribeReply, DescribeRequest
+from server.exchange import ask
+from server.observer import Observer
+from server.replies import NO_ANSWER, Missed, Refused, error_in
+from server.run_state import RunState
+
+if TYPE_CHECKING:
+    from flwr.app import Message
+    from flwr.serverapp import Grid
+
+
+class Roster:
+    """The sites of a federation and the nodes they answer from.
+
+    Attributes:
+        nodes: site names by node id, of the sites that described themselves.
+        refused: why the other sites are not there.
+    """
+
+    def __init__(
+        self, grid: Grid, config: FederationConfig, run: str, site_names: Sequence[str], clock: Callable[[], float]
+    ) -> None:
+        self._grid, self._clock = grid, clock
+        self._request = DescribeRequest(run=run, config=config)
+        self._names = frozenset(site_names)
+        self._deadline_s = config.federation.round_deadline_s
+        self.nodes: dict[int, str] = {}
+        self.refused: dict[str, Refused] = {}
+
+    def describe_missing(self, state: RunState, observer: Observer) -> None:
+        """Ask every node that has not described itself yet, and note in ``state`` what the sites have."""
+        missing = self._names - set(self.nodes.values())
+        unknown = [node for node in self._grid.get_node_ids() if node not in self.nodes]
+        if not missing:
+            return
+        anonymous: list[Refused] = []
+        contents = dict.fromkeys(unknown, pack(self._request))
+        for node, message in ask(
+            self._grid, contents, "query.describe", group="describe", deadline_s=self._deadline_s, clock=self._clock
+        ):
+            described = self._check(message)
+            if isinstance(described, Refused):
+                anonymous.append(described)
+                continue
+            self.nodes[node] = described.site
+            site = state.sites[described.site]
+            site.images, site.validation = described.train, described.validation
+            site.rejected = dict(described.rejected)
+        # A node that sent no valid description cannot be trusted to name itself: with one left, it is the missing one.
+        absent = sorted(self._names - set(self.nodes.values()))
+        why = anonymous[0] if len({refusal.sentence for refusal in anonymous}) == 1 else NO_ANSWER
+        if len(anonymous) > 1 and why is NO_ANSWER:
+            sentences = ", ".join(sorted({refusal.sentence for refusal in anonymous}))
+            why = Refused(Missed.NO_ANSWER, f"one of the sites that did not describe themselves ({sentences})")
+        self.refused = dict.fromkeys(absent, why)
+        observer.sites_described(state, self.refused)
+
+    def _check(self, message: Message | None) -> DescribeReply | Refused:
+        if message is None:
+            return NO_ANSWER
+        if (error := error_in(message)) is not None:
+            return error
+        try:
+            body = unpack_body(message.content, DescribeReply)
+        except MalformedRecord as malformed:
+            return Refused(Missed.MALFORMED, f"its description was refused: {malformed}")
+        if body.site not in self._names or body.site in self.nodes.values():
+            return Refused(Missed.MALFORMED, "its description names a site that is not expected here, or is here twice")
+        if body.protocol != PROTOCOL or body.version != __version__:
+            return Refused(Missed.SITE_ERROR, "the coordinator and the site run different versions")
+        if body.train < 1:
+            return Refused(Missed.IMPOSSIBLE_COUNT, "its description counts no training image")
+        return body

@@ -1,0 +1,302 @@
+"""The round loop: quorum, deadlines, checked replies, a checkpoint each round, and resume to the same bits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aiseeme_models.curriculum.stopping import plateau
+from aiseeme_models.errors import RunFailed
+from federation_configs.loading import config_sha256
+from federation_configs.records import pack
+from federation_configs.schema import FederationConfig
+from federation_configs.wire import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
+from server.aggregation import Aggregation, UpdateRefused, build_aggregation
+from server.checkpoints import CheckpointStore
+from server.exchange import ask
+from server.global_model import StageModel, start_of_stage
+from server.metrics_log import MetricsLog
+from server.observer import Observer, Silent
+from server.replies import NO_ANSWER, Missed, Refused, check_round_reply, weights_of
+from server.roster import Roster
+from server.run_state import RunState, SiteState, StageState, mean_over_sites
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+_REFUSED = {
+    "dtype": Missed.MALFORMED,
+    "shape": Missed.MALFORMED,
+    "weight": Missed.IMPOSSIBLE_COUNT,
+    "not-finite": Missed.NOT_FINITE,
+    "out-of-range": Missed.OUT_OF_RANGE,
+}
+
+
+@dataclass
+class RoundLoop:
+    """Plays a federation's curriculum over a Grid.
+
+    Attributes:
+        grid: Flower's Grid: in-process, Ray's, or a SuperLink's.
+        config: the federation.
+        run: the run's id.
+        folder: the run's folder; checkpoints and metrics are written below it.
+        site_names: the sites that belong to the federation; none else may answer.
+        observer: told what happens.
+        clock: seconds for deadlines.
+        parallel: whether sites work at the same time (then the slowest is what a round costs, else their sum).
+    """
+
+    grid: Grid
+    config: FederationConfig
+    run: str
+    folder: Path
+    site_names: Sequence[str]
+    observer: Observer = field(default_factory=Silent)
+    clock: Callable[[], float] = time.monotonic
+    parallel: bool = True
+
+    def play(self) -> tuple[RunState, NDArray[np.float32]]:
+        """Play what is left of the run. Gives its state and the last stage's flat vector ``(P,)``.
+
+        Raises:
+            RunFailed: the quorum was missed ``round_retries`` + 1 times, or a checkpoint could not be written.
+        """
+        started = time.perf_counter()
+        self._store = CheckpointStore(self.folder / "checkpoints", keep=self.config.federation.keep_checkpoints)
+        self._metrics = MetricsLog(self.folder)
+        self._roster = Roster(self.grid, self.config, self.run, self.site_names, self.clock)
+        state, model, aggregation = self._restore()
+        vector = model.vector
+        while not state.finished:
+            self._roster.describe_missing(state, self.observer)
+            stage_index = state.stage
+            vector, lines = self._round(state, model, aggregation, vector)
+            stage_ended = self._advance(state)
+            lines[-1]["seconds"] = time.perf_counter() - started
+            state.rounds_s += lines[-1]["seconds"]
+            started = time.perf_counter()
+            if stage_ended and not state.finished:
+                model = start_of_stage(self.config, state.stage, vector[: model.layout.backbone_size])
+                aggregation, vector = self._aggregation(model), model.vector
+                state.stages[state.stage].chance_loss = model.chance_loss
+            self._metrics.append(lines)
+            self._save(state, model, aggregation, vector, stage_index)
+            self.observer.round_done(state, lines[-1]["loss"], lines[-1]["heldout_loss"])
+            if stage_ended:
+                self.observer.stage_done(self.config, state, stage_index)
+        return state, vector
+
+    def _restore(self) -> tuple[RunState, StageModel, Aggregation]:
+        checkpoint = self._store.latest()
+        if checkpoint is None:
+            model = start_of_stage(self.config, 0, None)
+            stages = [StageState() for _ in self.config.curriculum.stage]
+            stages[0].chance_loss = model.chance_loss
+            state = RunState(stages=stages, sites={name: SiteState() for name in sorted(self.site_names)})
+            aggregation = self._aggregation(model)
+            self._save(state, model, aggregation, model.vector, 0)
+            return state, model, aggregation
+        if checkpoint.manifest.config_sha256 != config_sha256(self.config):
+            raise RunFailed(f"{self.folder}: its checkpoints belong to another configuration")
+        state = RunState.model_validate(checkpoint.manifest.state)
+        fresh = start_of_stage(self.config, state.stage, None)
+        if fresh.layout.digest != checkpoint.manifest.layout_sha256 or fresh.layout.size != checkpoint.vector.size:
+            raise RunFailed(f"{self.folder}: its checkpoints hold a model of another architecture")
+        model = StageModel(fresh.layout, checkpoint.vector, fresh.chance_loss)
+        aggregation = self._aggregation(model)
+        aggregation.load_state(checkpoint.optimizer_state)
+        self._metrics.cut_after(state.round)
+        return state, model, aggregation
+
+    def _round(
+        self, state: RunState, model: StageModel, aggregation: Aggregation, vector: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
+        number = state.round + 1
+        asked = TrainRequest(**self._question(state, model), proximal_mu=aggregation.proximal_mu)
+        aggregation.start_round(
+            vector, max_weight=sum(site.images for site in state.sites.values()), scratch=self.folder / "scratch"
+        )
+        counted: dict[str, TrainReply] = {}
+        refused: dict[str, Refused] = {}
+        for attempt in range(self.config.federation.round_retries + 1):
+            self.observer.round_started(self.config, state, number, attempt)
+            self._collect(state, asked, vector, aggregation, counted, refused)
+            if len(counted) >= self.config.federation.min_sites:
+                break
+        else:
+            raise RunFailed(self._lost_quorum(number, counted, refused))
+        for name, site in state.sites.items():
+            if name in counted:
+                site.answered += 1
+            else:
+                site.miss(number, refused.get(name, NO_ANSWER))
+        vector = aggregation.finish_round()
+        loss = mean_over_sites((reply.loss, reply.images) for reply in counted.values())
+        assert loss is not None
+        heldout = self._heldout(state, asked, vector)
+        stage = state.stages[state.stage]
+        stage.losses.append(loss)
+        if heldout is not None:
+            stage.heldout.append(heldout)
+        seconds = [reply.seconds for reply in counted.values()]
+        state.training_s += max(seconds) if self.parallel else sum(seconds)
+        task = self.config.curriculum.stage[state.stage].task
+        common = {"round": number, "stage": state.stage, "task": task}
+        lines: list[dict[str, Any]] = [
+            common
+            | {"site": name, "images": reply.images, "steps": reply.steps, "loss": reply.loss, "seconds": reply.seconds}
+            | {
+                "images_per_s": reply.images
+                * asked.config.curriculum.stage[state.stage].local_epochs
+                / max(reply.seconds, 1e-9)
+            }
+            for name, reply in sorted(counted.items())
+        ]
+        lines += [
+            common | {"site": name, "missed": why.code.value, "reason": why.sentence}
+            for name, why in sorted(refused.items())
+            if name not in counted
+        ]
+        summary = {"event": "round", "loss": loss, "heldout_loss": heldout}
+        lines.append(common | summary | {"answered": len(counted), "invited": len(state.sites)})
+        return vector, lines
+
+    def _collect(
+        self,
+        state: RunState,
+        asked: TrainRequest,
+        vector: NDArray[np.float32],
+        aggregation: Aggregation,
+        counted: dict[str, TrainReply],
+        refused: dict[str, Refused],
+    ) -> None:
+        """Ask the sites that have not counted yet, and fold each valid reply in as it comes."""
+        refused.update(self._roster.refused)
+        nodes = {node: name for node, name in self._roster.nodes.items() if name not in counted}
+        content = pack(asked, vector)
+        deadline = self.config.federation.round_deadline_s
+        answers = ask(
+            self.grid,
+            dict.fromkeys(nodes, content),
+            "train",
+            group=str(asked.round),
+            deadline_s=deadline,
+            clock=self.clock,
+        )
+        for node, message in answers:
+            name = nodes[node]
+            outcome: TrainReply | Refused = NO_ANSWER
+            if message is not None:
+                declared = state.sites[name].images
+                outcome = check_round_reply(message, TrainReply, site=name, asked=asked, declared=declared)
+                if isinstance(outcome, TrainReply):
+                    outcome = self._fold(message, outcome, aggregation, vector.size)
+            if isinstance(outcome, Refused):
+                refused[name] = outcome
+                self.observer.site_missed(name, outcome)
+            else:
+                refused.pop(name, None)
+                counted[name] = outcome
+                self.observer.site_answered(name, outcome.images, outcome.seconds, outcome.loss)
+
+    def _fold(self, message: Any, reply: TrainReply, aggregation: Aggregation, size: int) -> TrainReply | Refused:
+        weights = weights_of(message, size)
+        if isinstance(weights, Refused):
+            return weights
+        try:
+            aggregation.fold(weights, reply.images)
+        except UpdateRefused as error:
+            return Refused(_REFUSED[error.code], f"the reply was refused: {error}")
+        return reply
+
+    def _heldout(self, state: RunState, trained: TrainRequest, vector: NDArray[np.float32]) -> float | None:
+        """The held-out pretext loss of the new global weights: where it decides, and at the end of every stage."""
+        options = self.config.curriculum.stage[state.stage]
+        if options.stop == "rounds" and state.round_in_stage + 1 < options.rounds:
+            return None
+        asked = EvaluateRequest(**trained.model_dump(exclude={"proximal_mu", "config"}), config=trained.config)
+        nodes = {node: name for node, name in self._roster.nodes.items() if state.sites[name].validation > 1}
+        answers = ask(
+            self.grid,
+            dict.fromkeys(nodes, pack(asked, vector)),
+            "evaluate",
+            group=str(asked.round),
+            deadline_s=self.config.federation.round_deadline_s,
+            clock=self.clock,
+        )
+        losses = []
+        for node, message in answers:
+            if message is None:
+                continue
+            declared = state.sites[nodes[node]].validation
+            reply = check_round_reply(message, EvaluateReply, site=nodes[node], asked=asked, declared=declared)
+            if isinstance(reply, EvaluateReply):
+                losses.append((reply.loss, reply.images))
+                if not self.parallel:
+                    state.training_s += reply.seconds
+        return mean_over_sites(losses)
+
+    def _advance(self, state: RunState) -> bool:
+        """Count the round; whether its stage has ended with it."""
+        options, stage = self.config.curriculum.stage[state.stage], state.stages[state.stage]
+        state.round += 1
+        state.round_in_stage += 1
+        stage.rounds_done = state.round_in_stage
+        if options.stop == "plateau" and plateau(stage.heldout, options.patience, options.min_improvement):
+            stage.stopped_by = "plateau"
+        elif state.round_in_stage >= options.rounds:
+            stage.stopped_by = "rounds"
+        else:
+            return False
+        if state.stage + 1 < len(state.stages):
+            state.stage, state.round_in_stage = state.stage + 1, 0
+        else:
+            state.finished = True
+        return True
+
+    def _question(self, state: RunState, model: StageModel) -> dict[str, Any]:
+        return {
+            "run": self.run,
+            "config": self.config,
+            "round": state.round + 1,
+            "stage": state.stage,
+            "round_in_stage": state.round_in_stage,
+            "layout_sha256": model.layout.digest,
+        }
+
+    def _aggregation(self, model: StageModel) -> Aggregation:
+        federation = self.config.federation
+        options = federation.aggregation_options.model_dump()
+        return build_aggregation(federation.aggregation, options, model.layout.statistic_slices)
+
+    def _save(
+        self, state: RunState, model: StageModel, aggregation: Aggregation, vector: NDArray[np.float32], played: int
+    ) -> None:
+        """Write the checkpoint of the round that was ``played`` in that stage; ``state`` says what comes next."""
+        self._store.save(
+            run=self.run,
+            round=state.round,
+            stage=played,
+            round_in_stage=state.stages[played].rounds_done,
+            config_sha256=config_sha256(self.config),
+            layout_sha256=model.layout.digest,
+            state=state.model_dump(mode="json"),
+            vector=vector,
+            optimizer_state=aggregation.state(),
+        )
+
+    def _lost_quorum(self, number: int, counted: dict[str, TrainReply], refused: dict[str, Refused]) -> str:
+        need = self.config.federation.min_sites
+        reasons = "; ".join(f"{name}: {why.sentence}" for name, why in sorted(refused.items()) if name not in counted)
+        return (
+            f"round {number}: {len(counted)} of {len(self.site_names)} sites gave a valid reply and min_sites is {need}"
+            f" ({reasons})"
+        )

@@ -1,0 +1,136 @@
+"""What a run leaves behind when it ends, well or badly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiseeme_models import __version__
+from federation_configs.loading import config_sha256
+from federation_configs.schema import FederationConfig
+from server.checkpoints import CheckpointStore
+from server.global_model import NEAR_CHANCE, save_backbone
+from server.probing import ProbeOutcome
+from server.report import write_model_card, write_report
+from server.results import Results, Seconds, SiteResult, StageResult
+from server.run_state import RunState, StageState
+
+if TYPE_CHECKING:
+    from aiseeme_models.backbones import Backbone
+
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Writes the final files of one run.
+
+    Attributes:
+        config: the federation.
+        folder: the run's folder.
+        classes: class counts by site, where the images are labelled.
+        phantom: whether the images are phantoms.
+    """
+
+    config: FederationConfig
+    folder: Path
+    classes: dict[str, dict[str, int]]
+    phantom: bool = False
+
+    def done(self, state: RunState, backbone: Backbone, probe: ProbeOutcome, seconds: float) -> Results:
+        """Write model, results, model card and report of a finished run.
+
+        Args:
+            state: the last checkpoint's.
+            backbone: the pretrained one.
+            probe: its probe.
+            seconds: wall time of this process.
+        """
+        digest = save_backbone(self.folder / MODEL, self.config, backbone, self.folder.name)
+        results = self._results(state, seconds).model_copy(
+            update={
+                "backbone_sha256": digest,
+                "probe": probe.probe,
+                "probe_note": probe.note,
+                "baselines": probe.baselines,
+                "reason": _participation(state),
+            }
+        )
+        results.save(self.folder)
+        write_model_card(self.folder)
+        write_report(self.folder)
+        return results
+
+    def failed(self, reason: str, seconds: float) -> Results:
+        """Write results and report of a run that failed; its checkpoints stay as they are."""
+        checkpoint = CheckpointStore(self.folder / "checkpoints", keep=self.config.federation.keep_checkpoints).latest()
+        if checkpoint is not None:
+            state = RunState.model_validate(checkpoint.manifest.state)
+        else:
+            state = RunState(stages=[StageState() for _ in self.config.curriculum.stage], sites={})
+        results = self._results(state, seconds).model_copy(update={"status": "failed", "reason": reason})
+        results.save(self.folder)
+        write_report(self.folder)
+        return results
+
+    def _results(self, state: RunState, seconds: float) -> Results:
+        options = self.config.curriculum.stage
+        return Results(
+            run=self.folder.name,
+            name=self.config.name,
+            status="done",
+            reason="",
+            version=__version__,
+            seed=self.config.seed,
+            config_sha256=config_sha256(self.config),
+            backbone_sha256=None,
+            rounds_done=state.round,
+            rounds_total=self.config.rounds,
+            stages=[
+                _stage(stage.task, stage.rounds, record) for stage, record in zip(options, state.stages, strict=True)
+            ],
+            sites=[
+                SiteResult(
+                    name=name,
+                    images=site.images,
+                    rejected=site.rejected,
+                    rounds_answered=site.answered,
+                    missed=site.missed,
+                    classes=self.classes.get(name) or None,
+                )
+                for name, site in state.sites.items()
+            ],
+            seconds=Seconds(
+                total=max(seconds, state.rounds_s),
+                training=state.training_s,
+                overhead=state.rounds_s - state.training_s,
+            ),
+            phantom=self.phantom,
+        )
+
+
+def _stage(task: str, rounds: int, record: StageState) -> StageResult:
+    last = record.losses[-1] if record.losses else None
+    near = last is not None and record.chance_loss is not None and last > NEAR_CHANCE * record.chance_loss
+    return StageResult(
+        task=task,
+        rounds=rounds,
+        rounds_done=record.rounds_done,
+        stopped_by=record.stopped_by,
+        loss_first=record.losses[0] if record.losses else None,
+        loss_last=last,
+        heldout_loss=record.heldout[-1] if record.heldout else None,
+        chance_loss=record.chance_loss,
+        near_chance=near,
+    )
+
+
+def _participation(state: RunState) -> str:
+    """Success on a subset is never plain green: who was missing, in one line; empty if nobody was."""
+    lacking = {name: len(site.missed) for name, site in state.sites.items() if site.missed}
+    if not lacking:
+        return ""
+    complete = len(state.sites) - len(lacking)
+    missing = ", ".join(f"{name} missed {count} of {state.round} rounds" for name, count in sorted(lacking.items()))
+    return f"{complete} of {len(state.sites)} sites counted in every round: {missing}"

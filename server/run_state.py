@@ -1,0 +1,69 @@
+"""How far a run has come: what every checkpoint holds beside the weights, so that a resumed run is the same run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.replies import Refused
+from server.results import MissedRound
+
+
+class _State(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class StageState(_State):
+    """One stage so far."""
+
+    rounds_done: int = 0
+    stopped_by: Literal["rounds", "plateau"] | None = None
+    losses: list[float] = Field(default_factory=list)
+    heldout: list[float] = Field(default_factory=list)
+    chance_loss: float | None = None
+
+
+class SiteState(_State):
+    """One site so far."""
+
+    images: int = 0
+    validation: int = 0
+    rejected: dict[str, int] = Field(default_factory=dict)
+    answered: int = 0
+    missed: list[MissedRound] = Field(default_factory=list)
+
+    def miss(self, round_number: int, why: Refused) -> None:
+        """Note that the site did not count in a round."""
+        self.missed.append(MissedRound(round=round_number, code=why.code.value, reason=why.sentence))
+
+
+class RunState(_State):
+    """A run so far.
+
+    Attributes:
+        round: absolute number of the last finished round; 0 is the initial model.
+        stage: index of the stage that the next round belongs to.
+        round_in_stage: how many rounds of that stage are done.
+        finished: whether the curriculum is done.
+        training_s: seconds that sites spent on the critical path.
+        rounds_s: wall seconds of all rounds.
+    """
+
+    round: int = 0
+    stage: int = 0
+    round_in_stage: int = 0
+    finished: bool = False
+    stages: list[StageState]
+    sites: dict[str, SiteState]
+    training_s: float = 0.0
+    rounds_s: float = 0.0
+
+
+def mean_over_sites(values: Iterable[tuple[float, int]]) -> float | None:
+    """Mean of (value, weight) pairs, exact and so independent of the sites' order; None of nothing."""
+    pairs = list(values)
+    total = sum(weight for _, weight in pairs)
+    return math.fsum(value * weight for value, weight in pairs) / total if total else None

@@ -1,0 +1,302 @@
+"""A whole federation on one machine: this module plays both sides, with the code that also runs for real."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiseeme_models import __version__
+from aiseeme_models.errors import InputError, RunFailed
+from client.app import make_client_app
+from client.catalogue import Catalogue, CatalogueRow, scan
+from client.site import Site
+from federation_configs.loading import config_sha256, load_config, to_toml
+from federation_configs.schema import FederationConfig
+from server.atomic_files import write_atomically
+from server.flower_adapter import site_index
+from server.global_model import backbone_of
+from server.local_grid import LocalGrid
+from server.partitions import Assignment, PartitionRow, assign, parse_partition, partition_table
+from server.probing import probe_run
+from server.progress import Progress
+from server.registry import RunRegistry, new_run_id
+from server.results import Results
+from server.rounds import RoundLoop
+from server.run_folder import CONFIG, SimulationPlan, held, registry_url
+from server.run_record import RunRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+    from flwr.serverapp import Grid
+    from numpy.typing import NDArray
+
+    from server.run_state import RunState
+
+
+@dataclass(frozen=True)
+class Hospitals:
+    """The simulated sites and what a person is told about them."""
+
+    sites: list[Site]
+    table: list[PartitionRow]
+    rows: list[CatalogueRow]
+    rejected: list[tuple[str, str, str]]
+    missing: list[str]
+
+    @property
+    def images_sha256(self) -> str:
+        """Digest of which image is at which site."""
+        digest = hashlib.sha256()
+        for site in self.sites:
+            lines = sorted(f"{row.content} {row.group} {row.label}" for row in site.rows)
+            digest.update("\n".join([site.name, *lines, ""]).encode())
+        return digest.hexdigest()
+
+
+def simulate(
+    config: FederationConfig,
+    data: Sequence[Path],
+    *,
+    sites: int | None,
+    partition: str | None,
+    engine: str,
+    device: str,
+    home: Path,
+    progress: Progress,
+) -> Results:
+    """Play a federation from the start.
+
+    Args:
+        config: the federation.
+        data: one folder that is dealt to ``sites`` sites by ``partition``, or one folder per site.
+        sites: number of sites, for one folder.
+        partition: how one folder is dealt, see `server.partitions`.
+        engine: ``local`` (this process) or ``ray``.
+        device: torch device of the sites.
+        home: the folder of all runs.
+        progress: shows what happens.
+
+    Raises:
+        InputError: data, partition and configuration do not fit together.
+        RunFailed: the run failed; its folder says why.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"--engine {engine}: there are {', '.join(ENGINES)}")
+    run = new_run_id()
+    folder = home / run
+    home.mkdir(parents=True, exist_ok=True)
+    hospitals = _hospitals(config, data, sites, partition, device, home, folder, progress)
+    if len(hospitals.sites) < config.federation.min_sites:
+        raise InputError(
+            f"{len(hospitals.sites)} sites are fewer than federation.min_sites = {config.federation.min_sites}:"
+            " give more sites or lower min_sites"
+        )
+    plan = SimulationPlan(
+        data=tuple(str(path.resolve()) for path in data),
+        sites=sites,
+        partition=partition,
+        engine=engine,
+        device=device,
+        images_sha256=hospitals.images_sha256,
+    )
+    with held(folder):
+        write_atomically(folder / CONFIG, to_toml(config).encode())
+        plan.save(folder)
+        registry = RunRegistry(registry_url(home))
+        registry.create(
+            id=run,
+            name=config.name,
+            seed=config.seed,
+            config_sha256=config_sha256(config),
+            version=__version__,
+            rounds_total=config.rounds,
+            sites_total=len(hospitals.sites),
+            folder=str(folder.resolve()),
+            pid=os.getpid(),
+        )
+        return _play(config, hospitals, plan, folder, registry, progress)
+
+
+def resume(run: str, *, home: Path, progress: Progress) -> Results:
+    """Go on with a run that was interrupted or failed, to the bits it would have had without.
+
+    Raises:
+        InputError: no such run, it is done, another process plays it, or its images are not those it began with.
+        RunFailed: it failed again.
+    """
+    registry = RunRegistry(registry_url(home))
+    row = registry.get(run)
+    if row.status == "done":
+        raise InputError(f"{row.id} is done; `aiseeme show {row.id}` shows it")
+    folder = home / row.id
+    with held(folder):
+        config, plan = load_config(folder / CONFIG), SimulationPlan.load(folder)
+        data = [Path(path) for path in plan.data]
+        hospitals = _hospitals(config, data, plan.sites, plan.partition, plan.device, home, folder, progress)
+        if hospitals.images_sha256 != plan.images_sha256:
+            raise InputError(f"{row.id}: the images in {', '.join(plan.data)} are not those that the run began with")
+        registry.update(row.id, {"status": "running", "reason": "", "pid": os.getpid()})
+        return _play(config, hospitals, plan, folder, registry, progress)
+
+
+def _hospitals(
+    config: FederationConfig,
+    data: Sequence[Path],
+    sites: int | None,
+    partition: str | None,
+    device: str,
+    home: Path,
+    folder: Path,
+    progress: Progress,
+) -> Hospitals:
+    if not data:
+        raise InputError("--data: name a folder with images, or one folder per hospital")
+    for path in data:
+        if not path.is_dir():
+            raise InputError(f"--data {path}: no such folder")
+    if len(data) > 1 and (sites is not None or partition is not None):
+        raise InputError("--sites and --partition deal ONE folder; with several --data each folder is a hospital")
+    if len(data) == 1 and sites is None:
+        raise InputError("--sites: say over how many hospitals the folder is dealt, or give --data once per hospital")
+    # What is wrong with the partition is said before thousands of images are read.
+    dealing = parse_partition(partition or "iid") if len(data) == 1 else None
+    cache_root = home / "cache"
+    catalogues = [_scan(path, config, cache_root, progress) for path in data]
+    if dealing is None:
+        assignment = Assignment(
+            site_of_row=[index for index, catalogue in enumerate(catalogues) for _ in catalogue.rows],
+            site_names=_folder_names(data),
+        )
+    else:
+        rows = catalogues[0].rows
+        columns = sorted({column for row in rows for column in row.columns})
+        assignment = assign(
+            dealing,
+            sites=sites or 1,
+            groups=[row.group for row in rows],
+            labels=[row.label for row in rows],
+            columns={column: [row.columns.get(column, "") for row in rows] for column in columns},
+            seed=config.seed,
+        )
+    return _deal(catalogues, assignment, cache_root, folder, device, progress)
+
+
+def _deal(
+    catalogues: Sequence[Catalogue],
+    assignment: Assignment,
+    cache_root: Path,
+    folder: Path,
+    device: str,
+    progress: Progress,
+) -> Hospitals:
+    placed = [(catalogue, row) for catalogue in catalogues for row in catalogue.rows]
+    rows = [row for _, row in placed]
+    sites = []
+    for index, name in enumerate(assignment.site_names):
+        mine = [pair for pair, site in zip(placed, assignment.site_of_row, strict=True) if site == index]
+        # Files that nobody can read have no label to be dealt by: with one folder the first site is told of them.
+        catalogue = catalogues[index] if len(catalogues) > 1 else catalogues[0]
+        told = len(catalogues) > 1 or index == 0
+        counts: dict[str, int] = {}
+        for rejection in catalogue.rejected if told else ():
+            counts[rejection.reason.value] = counts.get(rejection.reason.value, 0) + 1
+        sites.append(
+            Site(
+                name=name,
+                folder=catalogue.root,
+                rows=[row for _, row in mine],
+                rejected=counts,
+                cache_root=cache_root,
+                state_folder=folder / "sites" / name,
+                device=device,
+                on_step=progress.site_step,
+            )
+        )
+    return Hospitals(
+        sites=sites,
+        table=partition_table(assignment, [row.group for row in rows], [row.label for row in rows]),
+        rows=rows,
+        rejected=[
+            (str(catalogue.folder), rejection.file, rejection.detail)
+            for catalogue in catalogues
+            for rejection in catalogue.rejected
+        ],
+        missing=[file for catalogue in catalogues for file in catalogue.missing],
+    )
+
+
+def _scan(path: Path, config: FederationConfig, cache_root: Path, progress: Progress) -> Catalogue:
+    from aiseeme_models.images.cache import ImageCache
+
+    with progress.reading(path) as on_image:
+        return scan(path, ImageCache(cache_root, config.images), on_image)
+
+
+def _folder_names(data: Sequence[Path]) -> list[str]:
+    """Site names from folder names; the folders' numbers where those are not names or not different."""
+    names = ["".join(c if c.isalnum() and c.isascii() else "-" for c in path.resolve().name.lower()) for path in data]
+    names = [name.strip("-")[:40] for name in names]
+    return names if all(names) and len(set(names)) == len(names) else [f"site-{i + 1}" for i in range(len(data))]
+
+
+def _play(
+    config: FederationConfig,
+    hospitals: Hospitals,
+    plan: SimulationPlan,
+    folder: Path,
+    registry: RunRegistry,
+    progress: Progress,
+) -> Results:
+    started = time.perf_counter()
+    progress.start(config, folder, hospitals.table, hospitals.rejected, hospitals.missing)
+    progress.on_state = lambda state: registry.update(folder.name, {"rounds_done": state.round})
+    record = RunRecord(config, folder, classes={row.site: row.classes for row in hospitals.table})
+
+    def make_loop(grid: Grid, clock: Callable[[], float], parallel: bool) -> RoundLoop:
+        names = [site.name for site in hospitals.sites]
+        return RoundLoop(grid, config, folder.name, folder, names, progress, clock, parallel)
+
+    try:
+        state, vector = ENGINES[plan.engine](make_loop, hospitals.sites)
+        progress.stop()
+        backbone = backbone_of(config, len(state.stages) - 1, vector)
+        probe = probe_run(
+            config, backbone, hospitals.rows, folder.parent / "cache", device=plan.device, say=progress.say
+        )
+        results = record.done(state, backbone, probe, time.perf_counter() - started)
+    except RunFailed as failure:
+        progress.stop()
+        results = record.failed(str(failure), time.perf_counter() - started)
+        registry.update(folder.name, {"status": "failed", "reason": results.reason, "pid": None})
+        raise
+    finally:
+        progress.stop()
+    complete = sum(not site.missed for site in results.sites)
+    registry.update(folder.name, {"status": "done", "reason": results.reason, "sites_complete": complete, "pid": None})
+    return results
+
+
+MakeLoop = Callable[["Grid", Callable[[], float], bool], RoundLoop]
+Played = tuple["RunState", "NDArray[np.float32]"]
+
+
+def _local(make_loop: MakeLoop, sites: Sequence[Site]) -> Played:
+    grid = LocalGrid(make_client_app(lambda context: sites[site_index(context)]), len(sites))
+    return make_loop(grid, grid.clock, False).play()
+
+
+def _ray(make_loop: MakeLoop, sites: Sequence[Site]) -> Played:
+    from server.ray_engine import play_with_ray
+
+    # A progress bar cannot follow a site into another process.
+    distant = [replace(site, on_step=None) for site in sites]
+    client_app = make_client_app(lambda context: distant[site_index(context)])
+    return play_with_ray(client_app, len(sites), lambda grid: make_loop(grid, time.monotonic, True).play())
+
+
+ENGINES: dict[str, Callable[[MakeLoop, Sequence[Site]], Played]] = {"local": _local, "ray": _ray}

@@ -1,0 +1,62 @@
+"""The result tables that commands print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from server.results import Results
+
+
+def probe_table(probe: dict[str, Any], baselines: dict[str, Any]) -> Table:
+    """Pretrained backbone, random backbone and floor side by side, with the number of test images."""
+    table = Table(title="probe on frozen features, test patients or lesions held out")
+    for title in ("backbone", "probe", "balanced accuracy", "macro AUC", "test images"):
+        table.add_column(title, justify="left" if title in ("backbone", "probe") else "right")
+    rows = [
+        ("pretrained", "linear", probe["linear"]),
+        ("random", "linear", baselines["random"]["linear"]),
+        ("pretrained", "k-NN", probe["knn"]),
+        ("random", "k-NN", baselines["random"]["knn"]),
+        ("thumbnail floor", "linear", baselines["floor"]),
+    ]
+    for backbone, kind, score in rows:
+        auc = "undefined" if score["macro_auc"] is None else f"{score['macro_auc']:.3f}"
+        table.add_row(backbone, kind, f"{score['balanced_accuracy']:.3f}", auc, str(score["n_test"]))
+    return table
+
+
+def print_results(console: Console, results: Results, folder: Path) -> None:
+    """A run's outcome for a person."""
+    sites = Table(title="sites")
+    for title in ("site", "training images", "rounds counted", "missed"):
+        sites.add_column(title, justify="left" if title in ("site", "missed") else "right")
+    for site in results.sites:
+        first = f"{len(site.missed)}, first: {site.missed[0].reason}" if site.missed else "none"
+        sites.add_row(escape(site.name), str(site.images), str(site.rounds_answered), escape(first))
+    console.print(sites)
+    for stage in results.stages:
+        if stage.near_chance:
+            console.print(
+                f"[yellow]{stage.task} stayed near chance[/yellow]: loss {stage.loss_last:.3f} where knowing nothing"
+                f" gives {stage.chance_loss:.3f}; on these images the task may have nothing to learn"
+            )
+    if results.probe is not None and results.baselines is not None:
+        console.print(probe_table(results.probe.model_dump(), results.baselines.model_dump()))
+    elif results.probe_note:
+        console.print(escape(results.probe_note), highlight=False)
+    colour = "red" if results.status == "failed" else "green" if results.complete else "yellow"
+    reason = f": {escape(results.reason)}" if results.reason else ""
+    console.print(f"[{colour}]{results.status}[/{colour}]{reason}", highlight=False)
+    seconds = results.seconds
+    console.print(
+        f"{results.rounds_done} rounds, {seconds.total:.0f} s ({seconds.training:.0f} s of it training)",
+        highlight=False,
+    )
+    console.print(f"report: {escape(str(folder / 'report.html'))}", highlight=False, soft_wrap=True)
