@@ -76,7 +76,7 @@ class RoundLoop:
         state, model, aggregation = self._restore()
         vector = model.vector
         while not state.finished:
-            self._roster.describe_missing(state, self.observer)
+            self._gather(state)
             stage_index = state.stage
             vector, lines = self._round(state, model, aggregation, vector)
             stage_ended = self._advance(state)
@@ -116,6 +116,14 @@ class RoundLoop:
         self._metrics.cut_after(state.round)
         return state, model, aggregation
 
+    def _gather(self, state: RunState) -> None:
+        """Let the sites describe themselves; a federation without a quorum of them does not begin a round."""
+        for _ in range(self.config.federation.round_retries + 1):
+            self._roster.describe_missing(state, self.observer)
+            if len(self._roster.nodes) >= self.config.federation.min_sites:
+                return
+        raise RunFailed(self._lost_quorum(state.round + 1, len(self._roster.nodes), self._roster.refused))
+
     def _round(
         self, state: RunState, model: StageModel, aggregation: Aggregation, vector: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
@@ -132,7 +140,7 @@ class RoundLoop:
             if len(counted) >= self.config.federation.min_sites:
                 break
         else:
-            raise RunFailed(self._lost_quorum(number, counted, refused))
+            raise RunFailed(self._lost_quorum(number, len(counted), refused))
         for name, site in state.sites.items():
             if name in counted:
                 site.answered += 1
@@ -293,10 +301,10 @@ class RoundLoop:
             optimizer_state=aggregation.state(),
         )
 
-    def _lost_quorum(self, number: int, counted: dict[str, TrainReply], refused: dict[str, Refused]) -> str:
+    def _lost_quorum(self, number: int, valid: int, refused: dict[str, Refused]) -> str:
         need = self.config.federation.min_sites
-        reasons = "; ".join(f"{name}: {why.sentence}" for name, why in sorted(refused.items()) if name not in counted)
+        reasons = "; ".join(f"{name}: {why.sentence}" for name, why in sorted(refused.items()))
         return (
-            f"round {number}: {len(counted)} of {len(self.site_names)} sites gave a valid reply and min_sites is {need}"
+            f"round {number}: {valid} of {len(self.site_names)} sites gave a valid reply and min_sites is {need}"
             f" ({reasons})"
         )

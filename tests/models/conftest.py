@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -44,6 +44,15 @@ def toy_pixels(count: int, channels: int = 3, size: int = 48) -> Tensor:
     background = (0.2 + 0.5 * axis).view(1, 1, -1, 1)
     image = background * (1 - disc) + colour.view(count, channels, 1, 1) * disc
     return (image * 255).to(torch.uint8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The networks here are tiny: threads of several test processes would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -92,8 +92,8 @@ def test_the_proximal_term_is_that_of_fedprox(tiny_task, images, augmentation):
     outcome = run(ours, images, augmentation, optimizer="sgd", lr=0.02, local_epochs=2, mu=5.0)
     losses = plain_loop(plain, images, augmentation, seed=7, epochs=2, lr=0.02, mu=5.0)
     run(free, images, augmentation, optimizer="sgd", lr=0.02, local_epochs=2)
-    np.testing.assert_allclose(vector(ours), vector(plain), atol=1e-5)
-    assert np.abs(vector(ours) - vector(free)).max() > 1e-3
+    np.testing.assert_allclose(vector(ours), vector(plain), atol=3e-6)
+    assert np.abs(vector(ours) - vector(free)).max() > 3e-4
     assert outcome.loss == pytest.approx(sum(losses) / 4, abs=1e-4)  # the reported loss is the task's alone
 
 

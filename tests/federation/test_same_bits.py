@@ -1,0 +1,150 @@
+"""Same seed, same bits: again, in any order of arrival, and after a crash at any point."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from aiseeme_models.errors import RunFailed
+from server.checkpoints import CheckpointStore
+from server.observer import Silent
+from tests.conftest import tiny_config
+
+MOCO = {"task": "moco", "rounds": 3, "batch_size": 4, "options": {"queue": 16}}
+BYOL = {"task": "byol", "rounds": 2, "batch_size": 4, "optimizer": "sgd"}
+
+
+class Crash(BaseException):
+    """Stands for a power cut: nothing catches it."""
+
+
+class CrashAt(Silent):
+    """Crashes the coordinator at a chosen moment."""
+
+    def __init__(self, moment: str, count: int) -> None:
+        self.moment, self.left = moment, count
+
+    def _pass(self, moment: str) -> None:
+        if moment == self.moment:
+            self.left -= 1
+            if self.left == 0:
+                raise Crash
+
+    def round_started(self, config, state, round_number, attempt):
+        self._pass("a round begins")
+
+    def site_answered(self, site, images, seconds, loss):
+        self._pass("a site has answered")
+
+    def round_done(self, state, loss, heldout):
+        self._pass("a checkpoint is written")
+
+
+def curriculum(**changes):
+    return tiny_config(curriculum={"stage": [MOCO, BYOL]}, **changes)
+
+
+def test_two_runs_give_the_same_bits(federation):
+    first, second = federation(curriculum(), where="first").play(), federation(curriculum(), where="second").play()
+    np.testing.assert_array_equal(first[1], second[1])
+
+
+def test_another_seed_gives_other_bits(federation):
+    first, second = federation(curriculum(), where="a").play(), federation(curriculum(seed=4), where="b").play()
+    assert (first[1] != second[1]).any()
+
+
+def test_the_order_of_arrival_does_not_change_a_bit(federation, monkeypatch):
+    def play(where, order):
+        played = federation(curriculum(), where=where)
+        loop = played.loop()
+        push = loop.grid.push_messages
+        loop.grid.push_messages = lambda messages: push(order(list(messages)))
+        ask = __import__("server.exchange", fromlist=["ask"]).ask
+        monkeypatch.setattr(
+            "server.rounds.ask",
+            lambda grid, contents, *a, **k: ask(grid, dict(order(list(contents.items()))), *a, **k),
+        )
+        loop.grid.push_messages = push
+        return loop.play()[1]
+
+    in_order = play("in-order", lambda items: items)
+    np.testing.assert_array_equal(in_order, play("reversed", lambda items: items[::-1]))
+
+
+@pytest.mark.parametrize("aggregation", ["fedavg", "fedadam", "fedavgm", "median"])
+@pytest.mark.parametrize(
+    ("moment", "count"),
+    [
+        ("a round begins", 1),
+        ("a round begins", 3),
+        ("a site has answered", 1),
+        ("a site has answered", 5),
+        ("a site has answered", 12),
+        ("a checkpoint is written", 2),
+        ("a checkpoint is written", 3),
+        ("a checkpoint is written", 5),
+    ],
+)
+def test_a_run_that_crashed_ends_with_the_same_bits(moment, count, aggregation, federation):
+    config = curriculum(federation={"min_sites": 2, "aggregation": aggregation})
+    whole_state, whole = federation(config, where="whole").play()
+    crashed = federation(config, where="crashed")
+    with pytest.raises(Crash):
+        crashed.play(CrashAt(moment, count))
+    state, resumed = crashed.play()
+    np.testing.assert_array_equal(whole, resumed)
+    assert [stage.losses for stage in state.stages] == [stage.losses for stage in whole_state.stages]
+    assert {n: s.answered for n, s in state.sites.items()} == {n: s.answered for n, s in whole_state.sites.items()}
+
+
+@pytest.mark.parametrize("step", ["write .safetensors", "flush .safetensors", "rename .safetensors", "write .json", "rename .json", "prune"])
+def test_a_crash_while_a_checkpoint_is_written_loses_no_earlier_one(step, federation, monkeypatch):
+    config = curriculum()
+    whole = federation(config, where="whole").play()[1]
+    crashed = federation(config, where="crashed")
+    seen = []
+
+    def watch(name):
+        seen.append(name)
+        if seen.count(step) == 4 and name == step:
+            raise Crash
+
+    plain = CheckpointStore.__init__
+    with monkeypatch.context() as patched:
+        patched.setattr(CheckpointStore, "__init__", lambda self, folder, keep: plain(self, folder, keep, watch=watch))
+        with pytest.raises(Crash):
+            crashed.play()
+    np.testing.assert_array_equal(whole, crashed.play()[1])
+
+
+def test_a_full_disk_fails_the_run_and_loses_no_checkpoint(federation, monkeypatch):
+    config = curriculum()
+    whole = federation(config, where="whole").play()[1]
+    full = federation(config, where="full")
+
+    def no_space(path, vector, optimizer_state):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    class ThenFull(Silent):
+        def round_done(self, state, loss, heldout):
+            if state.round == 2:
+                patched.setattr("server.checkpoints._write_tensors", no_space)
+
+    with monkeypatch.context() as patched, pytest.raises(RunFailed, match="No space left on device"):
+        full.play(ThenFull())
+    assert CheckpointStore(full.folder / "run" / "checkpoints", keep=2).latest().manifest.round == 2
+    np.testing.assert_array_equal(whole, full.play()[1])
+
+
+def test_a_queue_goes_on_where_it_was(federation):
+    """MoCo's queue is local state: without it a resumed site would answer otherwise."""
+    config = tiny_config(curriculum={"stage": [MOCO]})
+    whole = federation(config, where="whole").play()[1]
+    forgetful = federation(config, where="forgetful")
+    with pytest.raises(Crash):
+        forgetful.play(CrashAt("a checkpoint is written", 2))
+    for kept in forgetful.folder.rglob("sites/*/runs/**/*.safetensors"):
+        kept.unlink()
+    assert (forgetful.play()[1] != whole).any()
