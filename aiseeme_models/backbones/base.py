@@ -36,7 +36,9 @@ class Backbone(nn.Module, ABC):
 class BackboneFactory(Protocol):
     """Builds a backbone with weights that are not yet seeded."""
 
-    def __call__(self, *, norm: Norm, in_channels: int) -> Backbone: ...
+    def __call__(self, *, norm: Norm, in_channels: int) -> Backbone:
+        """See `build_backbone`."""
+        ...
 
 
 backbones: Registry[BackboneFactory] = Registry("backbone")

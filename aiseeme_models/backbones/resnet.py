@@ -82,7 +82,7 @@ class ResNet(Backbone):
         block: `BasicBlock` or `Bottleneck`.
         depths: blocks of each of the four layers.
         width: channels of the first layer; each layer doubles it.
-        small_images: 3x3 stem with stride 1 and no max-pooling, for images of about 32 to 96 px.
+        small_images: 3x3 stem with stride 2 and no max-pooling, for images of about 32 to 96 px.
         norm: normalisation.
         in_channels: channels of the images.
     """
@@ -102,7 +102,7 @@ class ResNet(Backbone):
         self.in_channels = in_channels
         self.feature_dim = width * 8 * block.expansion
         factory = norm_2d(norm)
-        self.conv1 = _conv(in_channels, width, 3 if small_images else 7, 1 if small_images else 2)
+        self.conv1 = _conv(in_channels, width, 3 if small_images else 7, 2)
         self.bn1 = factory(width)
         self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, stride=2, padding=1)
         channels = width
@@ -117,7 +117,7 @@ class ResNet(Backbone):
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
 
     def forward_map(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to ``(B, D, H/32, W/32)``, or ``H/8`` with ``small_images``."""
+        """``(B, C, H, W)`` to ``(B, D, H/32, W/32)``, or ``H/16`` with ``small_images``."""
         x = self.maxpool(torch.relu(self.bn1(self.conv1(images))))
         x = self.layer2(self.layer1(x))
         features: Tensor = self.layer4(self.layer3(x))

@@ -162,7 +162,8 @@ class BatchAugmentation:
         hue = torch.linalg.inv(to_yiq) @ turn @ to_yiq
         saturation = _factor(draws[:, _SATURATION], options.saturation)
         saturation = torch.where(draws[:, _GRAY] < options.grayscale_p, 0.0, saturation).view(-1, 1, 1)
-        return saturation * hue + (1 - saturation) * luma
+        matrix: Tensor = saturation * hue + (1 - saturation) * luma
+        return matrix
 
     def _blur(self, views: Tensor, draws: Tensor) -> Tensor:
         """Gaussian blur of a random part of the batch; sigma in [0.1, 2] at 224 px, in proportion otherwise."""

@@ -19,7 +19,7 @@ from aiseeme_models.options import Options
 from aiseeme_models.registry import Registry
 
 Family = Literal["geometric", "generative", "clustering", "instance", "non-contrastive"]
-O = TypeVar("O", bound=Options)
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 class PretextTask(nn.Module, ABC):
@@ -128,7 +128,7 @@ class PretextTask(nn.Module, ABC):
         """
 
 
-def options_of(kind: type[O], options: Options) -> O:
+def options_of(kind: type[OptionsT], options: Options) -> OptionsT:
     """``options`` as a task's own type.
 
     Raises:

@@ -18,7 +18,6 @@ from aiseeme_models.training.shared_state import (
     local_tensors,
 )
 
-
 TASKS = ["rotation", "relative-location", "simclr", "moco", "byol"]
 NORMS = ["group", "batch", "batch-local"]
 

@@ -16,7 +16,6 @@ from aiseeme_models.training.loop import NonFiniteLoss, heldout_loss, train_roun
 from aiseeme_models.training.options import TrainingOptions
 from aiseeme_models.training.shared_state import flatten, layout_of, load_flat, load_local, local_tensors
 
-
 CPU = torch.device("cpu")
 TASKS = ["rotation", "relative-location", "simclr", "moco", "byol"]
 SMALL = {"moco": {"queue": 16}}
