@@ -1,0 +1,132 @@
+"""A configuration says what it means, and a wrong one says what is wrong, where, and what would be right."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+
+import pytest
+
+from aiseeme_models.errors import InputError
+from federation_configs.aggregation import aggregation_options
+from federation_configs.loading import check_config, config_sha256, load_config, ready_made, to_toml
+from server.aggregation import aggregations
+
+GOOD = {
+    "name": "good",
+    "images": {"preset": "dermoscopy", "size": 64},
+    "model": {"backbone": "resnet-small"},
+    "curriculum": {"stage": [{"task": "simclr", "rounds": 2}]},
+}
+
+
+def changed(path: str, value: object) -> dict:
+    """`GOOD` with one key changed; the path's parts are keys and indices."""
+    config = copy.deepcopy(GOOD)
+    *parents, last = path.split(".")
+    place: object = config
+    for part in parents:
+        place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+    place[last] = value
+    return config
+
+
+@pytest.mark.parametrize("name", ["demo", "skin", "lung", "skin-small", "lung-small"])
+def test_ready_made_federations_are_right(name):
+    assert name in ready_made()
+    config = load_config(name)
+    assert config.name == name
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("nmae", "x", "nmae: unknown key; did you mean name?"),
+        ("images.sise", 3, "images.sise: unknown key; did you mean size?"),
+        ("curriculum.stage.0.round", 3, "curriculum.stage.0.round: unknown key; did you mean rounds?"),
+        ("images.size", "large", "images.size: input should be a valid integer"),
+        ("images.size", 64.5, "images.size: input should be a valid integer"),
+        ("images.size", 4, "images.size: input should be greater than or equal to 16"),
+        ("images.preset", "x-ray", "there are chest-xray, ct-lung, dermoscopy"),
+        ("model.backbone", "resnet19", "did you mean 'resnet1"),
+        ("model.norm", "layer", "model.norm: input should be 'group', 'batch' or 'batch-local'"),
+        ("name", "../../etc", "name: string should match pattern"),
+        ("seed", -1, "seed: input should be greater than or equal to 0"),
+        ("curriculum.stage", [], "curriculum.stage"),
+        ("curriculum.stage", [{"rounds": 2}], "curriculum.stage.0.task: missing"),
+        ("curriculum.stage", [{"task": "simclr"}], "curriculum.stage.0.rounds: missing"),
+        ("curriculum.stage.0.task", "simclrr", "did you mean 'simclr'?"),
+        ("curriculum.stage.0.rounds", 0, "rounds: input should be greater than or equal to 1"),
+        ("curriculum.stage.0.lr", -0.1, "lr: input should be greater than 0"),
+        ("curriculum.stage.0.lr", float("nan"), "lr: input should be"),
+        ("curriculum.stage.0.optimizer", "adam", "unknown optimizer 'adam'"),
+        ("curriculum.stage.0.options", {"temprature": 1.0}, "temprature"),
+        ("curriculum.stage.0.batch_size", 1, "batch_size must be at least 2"),
+        ("federation.aggregation", "average", "there are fedadam, fedavg"),
+        ("federation.aggregation_options", {"mu": 1.0}, "mu"),
+        ("federation.min_sites", 0, "min_sites: input should be greater than or equal to 1"),
+        ("federation.keep_checkpoints", 1, "keep_checkpoints: input should be greater than or equal to 2"),
+        ("holdout", {"test": 0.7, "validation": 0.5}, "together may hold out at most 0.9"),
+        ("probe.k", 0, "probe.k: input should be greater than or equal to 1"),
+    ],
+)
+def test_a_mistake_is_named_with_its_file_its_key_and_what_would_be_right(path, value, says):
+    with pytest.raises(InputError) as error:
+        check_config(changed(path, value), where="federation.toml")
+    text = str(error.value)
+    assert text.startswith("federation.toml: ")
+    assert says.lower() in text.lower()
+    assert "pydantic" not in text
+
+
+def test_several_mistakes_are_named_at_once():
+    config = changed("images.size", 3) | {"colour": "red"}
+    with pytest.raises(InputError) as error:
+        check_config(config, where="f.toml")
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_a_queue_that_the_batch_does_not_divide_is_refused_before_anything_runs():
+    stage = {"task": "moco", "rounds": 1, "batch_size": 48, "options": {"queue": 100}}
+    with pytest.raises(InputError, match="queue"):
+        check_config(changed("curriculum.stage", [stage]), where="f.toml")
+
+
+def test_relative_location_needs_an_image_that_a_grid_fits_in():
+    config = changed("curriculum.stage.0.task", "relative-location")
+    config["images"]["size"] = 32
+    with pytest.raises(InputError, match="3x3 grid"):
+        check_config(config, where="f.toml")
+
+
+def test_whole_numbers_are_fine_where_numbers_are_meant():
+    assert check_config(changed("curriculum.stage.0.lr", 1), where="f").curriculum.stage[0].learning_rate == 1.0
+
+
+def test_the_resolved_configuration_means_the_same_and_has_the_same_digest(tmp_path):
+    config = check_config(GOOD, where="f")
+    path = tmp_path / "resolved.toml"
+    path.write_text(to_toml(config))
+    assert load_config(path) == config
+    assert config_sha256(load_config(path)) == config_sha256(config)
+    assert tomllib.loads(to_toml(config))["federation"]["min_sites"] == 2
+
+
+def test_the_digest_follows_the_meaning_not_the_layout():
+    same = check_config(changed("seed", 0), where="f")
+    assert config_sha256(same) == config_sha256(check_config(GOOD, where="f"))
+    assert config_sha256(check_config(changed("seed", 1), where="f")) != config_sha256(same)
+
+
+@pytest.mark.parametrize("content", [b"name = [", b"\xff\xfe", b""])
+def test_a_file_that_is_no_configuration(tmp_path, content):
+    path = tmp_path / "f.toml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=str(path)):
+        load_config(path)
+
+
+def test_every_aggregation_has_its_options_in_the_schema():
+    assert {name: aggregations[name].options_type for name in aggregations} == {
+        name: aggregation_options[name] for name in aggregation_options
+    }
