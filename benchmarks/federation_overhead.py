@@ -79,9 +79,7 @@ def plain_loop(sites: list[Site]) -> float:
     options = config()
     preset = options.images.resolved_preset
     augment = BatchAugmentation(preset.augmentation, preset.mean, preset.std)
-    data = [
-        site.images(options.images, "train", options.holdout).batch(torch.arange(IMAGES)).clone() for site in sites
-    ]
+    data = [site.images(options.images, "train", options.holdout).batch(torch.arange(IMAGES)).clone() for site in sites]
     started = time.perf_counter()
     backbone = build_backbone("resnet18", norm="group", in_channels=3)
     initialise(backbone, generator(0, "backbone"))

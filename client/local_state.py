@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FILE = re.compile(r"round-(\d{6})\.safetensors")
-_KEPT = 2
+# The round in progress, the coordinator's newest checkpoint, and the one it falls back to if that is damaged.
+_KEPT = 3
 
 
 class LocalState:

@@ -99,7 +99,11 @@ class FederationConfig(Options):
         channels = self.images.resolved_preset.channels
         for stage in self.curriculum.stage:
             pretext_tasks[stage.task].check(
-                stage.options, batch_size=stage.batch_size, image_size=self.images.size, channels=channels
+                stage.options,
+                norm=self.model.norm,
+                batch_size=stage.batch_size,
+                image_size=self.images.size,
+                channels=channels,
             )
         return self
 

@@ -39,7 +39,7 @@ class Progress(Silent):
 
     def say(self, text: str) -> None:
         """One line of text, shown as it is."""
-        self.console.print(escape(text), highlight=False)
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     @contextmanager
     def reading(self, folder: Path) -> Iterator[Callable[[], None]]:
@@ -65,9 +65,10 @@ class Progress(Silent):
         """Who takes part, with what."""
         self._config, self._folder = config, folder
         classes = list(table[0].classes) if table else []
-        shown = Table(title=f"{config.name}: {len(table)} simulated hospitals")
-        for title in ("site", "images", "patients or lesions", *classes):
-            shown.add_column(escape(title), justify="left" if title == "site" else "right")
+        title = f"{config.name}: {len(table)} simulated hospitals (a group is a patient or lesion, never divided)"
+        shown = Table(title=title)
+        for title in ("site", "images", "groups", *classes):
+            shown.add_column(escape(title), justify="left" if title == "site" else "right", no_wrap=True)
         for row in table:
             shown.add_row(escape(row.site), str(row.images), str(row.groups), *(str(row.classes[c]) for c in classes))
         self.console.print(shown)

@@ -16,7 +16,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from PIL import Image
 
-from aiseeme_models.backbones import Backbone, Norm, backbones
+from aiseeme_models.backbones import PER_IMAGE_NORMS, Backbone, Norm, backbones
 from aiseeme_models.images.cache import ImageCache
 from client.app import make_client_app
 from client.catalogue import scan
@@ -44,7 +44,7 @@ class TinyBackbone(Backbone):
         super().__init__()
         self.in_channels = in_channels
         self.conv1 = torch.nn.Conv2d(in_channels, 8, 3, stride=2, padding=1)
-        self.norm = torch.nn.GroupNorm(2, 8) if norm == "group" else torch.nn.BatchNorm2d(8)
+        self.norm = torch.nn.GroupNorm(2, 8) if norm in PER_IMAGE_NORMS else torch.nn.BatchNorm2d(8)
         self.conv2 = torch.nn.Conv2d(8, 8, 3, stride=2, padding=1)
 
     def forward_map(self, x: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,9 @@ def write_pictures(folder: Path, count: int, *, seed: int = 0, side: int = 48, l
     for index in range(count):
         label = ("stripes", "blobs")[(index // 2) % 2]
         phase = rng.uniform(0, 6, size=2)
-        pattern = np.sin(25 * x + phase[0]) if label == "stripes" else np.sin(25 * x + phase[0]) * np.sin(25 * y + phase[1])
+        pattern = (
+            np.sin(25 * x + phase[0]) if label == "stripes" else np.sin(25 * x + phase[0]) * np.sin(25 * y + phase[1])
+        )
         picture = 0.5 + 0.3 * pattern[..., None] * rng.uniform(0.5, 1, 3) + rng.normal(0, 0.05, (side, side, 3))
         name = f"picture-{seed}-{index:03d}.png"
         Image.fromarray((picture.clip(0, 1) * 255).astype(np.uint8)).save(folder / "images" / name)
@@ -112,7 +114,7 @@ class InProcess:
         honest = make_client_app(lambda context: self.sites[site_index(context)])
 
         class Altered(ClientApp):
-            def __call__(app, message: Message, context: Context) -> Message:  # noqa: N805
+            def __call__(app, message: Message, context: Context) -> Message:
                 reply = honest(message, context)
                 change = self.alter.get(self.sites[site_index(context)].name)
                 return change(message, reply) if change else reply

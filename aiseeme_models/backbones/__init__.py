@@ -3,6 +3,6 @@
 from aiseeme_models.backbones import resnet  # noqa: F401  (registers its backbones)
 from aiseeme_models.backbones.base import Backbone, backbones, build_backbone
 from aiseeme_models.backbones.initialise import initialise
-from aiseeme_models.backbones.norm import Norm
+from aiseeme_models.backbones.norm import PER_IMAGE_NORMS, Norm
 
-__all__ = ["Backbone", "Norm", "backbones", "build_backbone", "initialise"]
+__all__ = ["PER_IMAGE_NORMS", "Backbone", "Norm", "backbones", "build_backbone", "initialise"]

@@ -6,27 +6,24 @@ done in place: the full backward hooks of per-sample gradients (Opacus) refuse t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from aiseeme_models.backbones.base import Backbone, backbones
-from aiseeme_models.backbones.norm import Norm, norm_2d
-
-NormFactory = Callable[[int], nn.Module]
+from aiseeme_models.backbones.norm import Layers, Norm, layers_2d
 
 
-def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False)
+def _conv(layers: Layers, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return layers.conv(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
-def _shortcut(in_channels: int, out_channels: int, stride: int, norm: NormFactory) -> nn.Sequential | None:
+def _shortcut(in_channels: int, out_channels: int, stride: int, layers: Layers) -> nn.Sequential | None:
     """The projection of a block that changes the shape, else None (identity)."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(_conv(in_channels, out_channels, 1, stride), norm(out_channels))
+    return nn.Sequential(_conv(layers, in_channels, out_channels, 1, stride), layers.norm(out_channels))
 
 
 class BasicBlock(nn.Module):
@@ -34,13 +31,13 @@ class BasicBlock(nn.Module):
 
     expansion: ClassVar[int] = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int, norm: NormFactory) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, layers: Layers) -> None:
         super().__init__()
-        self.conv1 = _conv(in_channels, width, 3, stride)
-        self.bn1 = norm(width)
-        self.conv2 = _conv(width, width, 3)
-        self.bn2 = norm(width)
-        self.downsample = _shortcut(in_channels, width, stride, norm)
+        self.conv1 = _conv(layers, in_channels, width, 3, stride)
+        self.bn1 = layers.norm(width)
+        self.conv2 = _conv(layers, width, width, 3)
+        self.bn2 = layers.norm(width)
+        self.downsample = _shortcut(in_channels, width, stride, layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in, h, w)`` to ``(B, width, h / stride, w / stride)``."""
@@ -55,16 +52,16 @@ class Bottleneck(nn.Module):
 
     expansion: ClassVar[int] = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int, norm: NormFactory) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, layers: Layers) -> None:
         super().__init__()
         out_channels = width * self.expansion
-        self.conv1 = _conv(in_channels, width, 1)
-        self.bn1 = norm(width)
-        self.conv2 = _conv(width, width, 3, stride)
-        self.bn2 = norm(width)
-        self.conv3 = _conv(width, out_channels, 1)
-        self.bn3 = norm(out_channels)
-        self.downsample = _shortcut(in_channels, out_channels, stride, norm)
+        self.conv1 = _conv(layers, in_channels, width, 1)
+        self.bn1 = layers.norm(width)
+        self.conv2 = _conv(layers, width, width, 3, stride)
+        self.bn2 = layers.norm(width)
+        self.conv3 = _conv(layers, width, out_channels, 1)
+        self.bn3 = layers.norm(out_channels)
+        self.downsample = _shortcut(in_channels, out_channels, stride, layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in, h, w)`` to ``(B, 4 * width, h / stride, w / stride)``."""
@@ -101,20 +98,20 @@ class ResNet(Backbone):
         self.norm = norm
         self.in_channels = in_channels
         self.feature_dim = width * 8 * block.expansion
-        factory = norm_2d(norm)
-        self.conv1 = _conv(in_channels, width, 3 if small_images else 7, 2)
-        self.bn1 = factory(width)
+        layers = layers_2d(norm)
+        self.conv1 = _conv(layers, in_channels, width, 3 if small_images else 7, 2)
+        self.bn1 = layers.norm(width)
         self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(3, stride=2, padding=1)
         channels = width
-        layers: list[nn.Module] = []
+        levels: list[nn.Module] = []
         for level, depth in enumerate(depths):
             blocks: list[nn.Module] = []
             for index in range(depth):
                 stride = 2 if level > 0 and index == 0 else 1
-                blocks.append(block(channels, width << level, stride, factory))
+                blocks.append(block(channels, width << level, stride, layers))
                 channels = (width << level) * block.expansion
-            layers.append(nn.Sequential(*blocks))
-        self.layer1, self.layer2, self.layer3, self.layer4 = layers
+            levels.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = levels
 
     def forward_map(self, images: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, D, H/32, W/32)``, or ``H/16`` with ``small_images``."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from aiseeme_models.images.augmentation import AugmentationOptions
 from aiseeme_models.options import Options
@@ -103,8 +103,9 @@ class ImageOptions(Options):
 
     preset: str = Field(description="image domain: dermoscopy, chest-xray, ct-lung")
     size: int = Field(ge=16, le=1024, description="side of the cached square images, in pixels")
-    augmentation: AugmentationOptions | None = Field(
-        default=None, description="replaces single strengths of the preset's augmentation; what is not given stays"
+    augmentation: AugmentationOptions = Field(
+        default_factory=AugmentationOptions,
+        description="strengths of the random views; what is not given is the preset's",
     )
 
     @field_validator("preset")
@@ -112,12 +113,21 @@ class ImageOptions(Options):
     def _known(cls, name: str) -> str:
         return image_presets[name].name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_the_preset_s_strengths(cls, data: Any) -> Any:
+        # Filled in here, so that a configuration that is written out and read again means the same.
+        if not isinstance(data, dict) or not isinstance(data.get("preset"), str):
+            return data
+        given = data.get("augmentation", {})
+        if isinstance(given, AugmentationOptions):
+            given = given.model_dump(exclude_unset=True)
+        if not isinstance(given, dict):
+            return data
+        strengths = image_presets[data["preset"]].augmentation.model_dump()
+        return {**data, "augmentation": {**strengths, **given}}
+
     @property
     def resolved_preset(self) -> ImagePreset:
-        """The preset, with the keys that ``augmentation`` sets put in place of the preset's own."""
-        preset = image_presets[self.preset]
-        if self.augmentation is None:
-            return preset
-        given = self.augmentation.model_dump(exclude_unset=True)
-        merged = AugmentationOptions.model_validate({**preset.augmentation.model_dump(), **given})
-        return replace(preset, augmentation=merged)
+        """The preset, with ``augmentation`` in place of the preset's own."""
+        return replace(image_presets[self.preset], augmentation=self.augmentation)

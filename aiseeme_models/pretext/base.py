@@ -63,7 +63,7 @@ class PretextTask(nn.Module, ABC):
         """
 
     @classmethod
-    def check(cls, options: Options, *, batch_size: int, image_size: int, channels: int) -> None:
+    def check(cls, options: Options, *, norm: Norm, batch_size: int, image_size: int, channels: int) -> None:
         """Refuse impossible combinations while the configuration is read.
 
         Raises:

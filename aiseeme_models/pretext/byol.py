@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from aiseeme_models.backbones import Backbone, Norm
+from aiseeme_models.backbones import PER_IMAGE_NORMS, Backbone, Norm
+from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
 from aiseeme_models.pretext.base import PretextTask, options_of, pretext_tasks
@@ -59,7 +60,16 @@ class BYOL(PretextTask):
     @classmethod
     def decomposes_per_image(cls, norm: Norm) -> bool:
         """True without batch statistics; the unit is an image with its two views."""
-        return norm == "group"
+        return norm in PER_IMAGE_NORMS
+
+    @classmethod
+    def check(cls, options: Options, *, norm: Norm, batch_size: int, image_size: int, channels: int) -> None:
+        """See `PretextTask.check`: with plain group norm all features became one (loss 7e-6 on a toy set)."""
+        if norm == "group":
+            raise InputError(
+                "byol collapses with model.norm = 'group', where nothing keeps images apart: use 'group-ws' (no"
+                " statistics either, Richemond et al. 2020), 'batch' or 'batch-local'"
+            )
 
     @property
     def _target(self) -> MomentumNetwork:

@@ -88,7 +88,7 @@ class MoCo(PretextTask):
         return False
 
     @classmethod
-    def check(cls, options: Options, *, batch_size: int, image_size: int, channels: int) -> None:
+    def check(cls, options: Options, *, norm: Norm, batch_size: int, image_size: int, channels: int) -> None:
         """See `PretextTask.check`."""
         queue = options_of(MoCoOptions, options).queue
         if queue % batch_size:

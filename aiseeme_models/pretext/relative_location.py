@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from aiseeme_models.backbones import Backbone, Norm
+from aiseeme_models.backbones import PER_IMAGE_NORMS, Backbone, Norm
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
@@ -50,10 +50,10 @@ class RelativeLocation(PretextTask):
     @classmethod
     def decomposes_per_image(cls, norm: Norm) -> bool:
         """True without batch statistics; the unit is an image with its eight pairs."""
-        return norm == "group"
+        return norm in PER_IMAGE_NORMS
 
     @classmethod
-    def check(cls, options: Options, *, batch_size: int, image_size: int, channels: int) -> None:
+    def check(cls, options: Options, *, norm: Norm, batch_size: int, image_size: int, channels: int) -> None:
         """See `PretextTask.check`: patches of less than 12 px show nothing."""
         if image_size < _SMALLEST_IMAGE:
             raise InputError(

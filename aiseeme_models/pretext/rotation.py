@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aiseeme_models.backbones import Backbone, Norm
+from aiseeme_models.backbones import PER_IMAGE_NORMS, Backbone, Norm
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
 from aiseeme_models.pretext.base import PretextTask, options_of, pretext_tasks
@@ -41,7 +41,7 @@ class Rotation(PretextTask):
     @classmethod
     def decomposes_per_image(cls, norm: Norm) -> bool:
         """True without batch statistics; the unit is an image with its four rotations."""
-        return norm == "group"
+        return norm in PER_IMAGE_NORMS
 
     def views(self, images: Tensor, augmentation: BatchAugmentation, generator: torch.Generator) -> tuple[Tensor, ...]:
         """``(4B, C, H, W)`` inputs and ``(4B,)`` int64 turns. The augmentation itself turns nothing."""

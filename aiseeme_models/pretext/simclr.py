@@ -68,7 +68,7 @@ class SimCLR(PretextTask):
         return False
 
     @classmethod
-    def check(cls, options: Options, *, batch_size: int, image_size: int, channels: int) -> None:
+    def check(cls, options: Options, *, norm: Norm, batch_size: int, image_size: int, channels: int) -> None:
         """See `PretextTask.check`."""
         if batch_size < 2:
             raise InputError("simclr compares the images of a batch: batch_size must be at least 2")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
 from federation_configs.aggregation import FedAdamOptions
 from server.aggregation.base import Vector, aggregations
 from server.aggregation.server_optimiser import ServerOptimiser

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+
 from federation_configs.aggregation import TrimmedMeanOptions
 from server.aggregation.base import Vector, aggregations
 from server.aggregation.kept_replies import KeptReplies

@@ -37,7 +37,7 @@ def finished(hospitals: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_results_hold_what_was_promised(finished):
-    root, results = finished
+    _, results = finished
     assert results["status"] == "done"
     assert results["rounds_done"] == results["rounds_total"] == 3
     assert len(results["backbone_sha256"]) == len(results["config_sha256"]) == 64

@@ -112,6 +112,15 @@ def test_the_resolved_configuration_means_the_same_and_has_the_same_digest(tmp_p
     assert tomllib.loads(to_toml(config))["federation"]["min_sites"] == 2
 
 
+def test_one_strength_of_the_augmentation_leaves_the_preset_s_others(tmp_path):
+    config = check_config(changed("images.augmentation", {"crop_min": 0.2}), where="f")
+    preset = check_config(GOOD, where="f").images.resolved_preset
+    assert config.images.resolved_preset.augmentation == preset.augmentation.model_copy(update={"crop_min": 0.2})
+    again = check_config(tomllib.loads(to_toml(config)), where="f")  # as it is written to a run's folder
+    assert again == config
+    assert type(config).model_validate_json(config.model_dump_json()) == config  # as it crosses the wire
+
+
 def test_the_digest_follows_the_meaning_not_the_layout():
     same = check_config(changed("seed", 0), where="f")
     assert config_sha256(same) == config_sha256(check_config(GOOD, where="f"))

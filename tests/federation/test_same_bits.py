@@ -41,7 +41,7 @@ class CrashAt(Silent):
 
 
 def curriculum(**changes):
-    return tiny_config(curriculum={"stage": [MOCO, BYOL]}, **changes)
+    return tiny_config(model={"backbone": "tiny", "norm": "batch-local"}, curriculum={"stage": [MOCO, BYOL]}, **changes)
 
 
 def test_two_runs_give_the_same_bits(federation):
@@ -98,7 +98,9 @@ def test_a_run_that_crashed_ends_with_the_same_bits(moment, count, aggregation, 
     assert {n: s.answered for n, s in state.sites.items()} == {n: s.answered for n, s in whole_state.sites.items()}
 
 
-@pytest.mark.parametrize("step", ["write .safetensors", "flush .safetensors", "rename .safetensors", "write .json", "rename .json", "prune"])
+@pytest.mark.parametrize(
+    "step", ["write .safetensors", "flush .safetensors", "rename .safetensors", "write .json", "rename .json", "prune"]
+)
 def test_a_crash_while_a_checkpoint_is_written_loses_no_earlier_one(step, federation, monkeypatch):
     config = curriculum()
     whole = federation(config, where="whole").play()[1]

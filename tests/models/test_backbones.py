@@ -34,7 +34,7 @@ def test_torchvisions_weights_give_torchvisions_features(name):
 
 
 @pytest.mark.parametrize("name", list(backbones))
-@pytest.mark.parametrize("norm", ["group", "batch", "batch-local"])
+@pytest.mark.parametrize("norm", ["group", "group-ws", "batch", "batch-local"])
 def test_full_backward_hooks_work_on_every_layer(name, norm):
     # What Opacus' GradSampleModule does; torchvision's in-place residual additions make autograd raise here.
     backbone = build_backbone(name, norm=norm, in_channels=1)

@@ -9,6 +9,7 @@ import torch
 
 from aiseeme_models.errors import InputError
 from aiseeme_models.pretext import pretext_tasks
+from aiseeme_models.pretext.byol import BYOL, BYOLOptions
 from aiseeme_models.pretext.moco import MoCo, MoCoOptions
 from aiseeme_models.pretext.relative_location import RelativeLocation, RelativeLocationOptions, _patches
 from aiseeme_models.pretext.simclr import SimCLR, SimCLROptions
@@ -18,7 +19,7 @@ from aiseeme_models.training.options import TrainingOptions
 
 CPU = torch.device("cpu")
 TASKS = ["rotation", "relative-location", "simclr", "moco", "byol"]
-NORMS = ["group", "batch", "batch-local"]
+NORMS = ["group", "group-ws", "batch", "batch-local"]
 SMALL = {"moco": {"queue": 16}}
 
 
@@ -207,13 +208,7 @@ def test_a_task_lowers_its_loss_on_images_that_it_suits(name, norm, tiny_task, t
     "norm",
     [
         "batch",
-        pytest.param(
-            "group",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="BYOL collapses with plain group norm; weight-standardised convolutions (Richemond 2020) do not",
-            ),
-        ),
+        "group-ws",
     ],
 )
 def test_byol_keeps_images_apart_although_a_constant_would_have_the_lowest_loss(
@@ -235,13 +230,16 @@ def test_byol_keeps_images_apart_although_a_constant_would_have_the_lowest_loss(
 
 def test_impossible_combinations_are_refused_with_what_would_be_right():
     with pytest.raises(InputError, match="queue = 96"):
-        MoCo.check(MoCoOptions(queue=100), batch_size=48, image_size=48, channels=3)
-    MoCo.check(MoCoOptions(queue=96), batch_size=48, image_size=48, channels=3)
+        MoCo.check(MoCoOptions(queue=100), norm="group", batch_size=48, image_size=48, channels=3)
+    MoCo.check(MoCoOptions(queue=96), norm="group", batch_size=48, image_size=48, channels=3)
     with pytest.raises(InputError, match="at least 48"):
-        RelativeLocation.check(RelativeLocationOptions(), batch_size=8, image_size=47, channels=1)
-    RelativeLocation.check(RelativeLocationOptions(), batch_size=8, image_size=48, channels=1)
+        RelativeLocation.check(RelativeLocationOptions(), norm="group", batch_size=8, image_size=47, channels=1)
+    RelativeLocation.check(RelativeLocationOptions(), norm="group", batch_size=8, image_size=48, channels=1)
     with pytest.raises(InputError, match="at least 2"):
-        SimCLR.check(SimCLROptions(), batch_size=1, image_size=48, channels=3)
+        SimCLR.check(SimCLROptions(), norm="group", batch_size=1, image_size=48, channels=3)
+    with pytest.raises(InputError, match="group-ws"):
+        BYOL.check(BYOLOptions(), norm="group", batch_size=8, image_size=48, channels=3)
+    BYOL.check(BYOLOptions(), norm="group-ws", batch_size=8, image_size=48, channels=3)
 
 
 def test_the_defaults_are_those_for_small_data():

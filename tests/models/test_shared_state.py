@@ -19,7 +19,7 @@ from aiseeme_models.training.shared_state import (
 )
 
 TASKS = ["rotation", "relative-location", "simclr", "moco", "byol"]
-NORMS = ["group", "batch", "batch-local"]
+NORMS = ["group", "group-ws", "batch", "batch-local"]
 
 
 @pytest.mark.parametrize("norm", NORMS)
