@@ -33,7 +33,7 @@ $(STAMPS)/developer: $(STAMPS)/installed requirements-dev.lock
 demo: $(STAMPS)/installed
 	rm -rf runs/phantoms
 	$(BIN)/aiseeme-site phantom runs/phantoms --kind dermoscopy --sites 4 --images 120
-	$(BIN)/aiseeme simulate demo $(foreach n,1 2 3 4,--data runs/phantoms/site-$(n))
+	$(BIN)/aiseeme simulate demo $(foreach n,1 2 3 4,--data runs/phantoms/phantom-dermoscopy-$(n))
 
 lint: $(STAMPS)/developer
 	$(BIN)/ruff check .

@@ -6,10 +6,11 @@ quorum was missed) starts from the newest state BEFORE that round, so that it gi
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from aiseeme_models.atomic_files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,17 +39,8 @@ class LocalState:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(round_number)
-        partial = path.with_suffix(".partial")
-        try:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-                partial,
-            )
-            with partial.open("rb") as written:
-                os.fsync(written.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
         # A later round's state belongs to a history that is being replayed: it would never be read, and never pruned.
         rounds = [number for number in self._rounds() if number <= round_number]
         for number in set(self._rounds()) - set(sorted(rounds)[-_KEPT:]):

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, JsonValue, ValidationError
 
+from aiseeme_models.atomic_files import TEMPORARY_SUFFIX, Watch, replacing, unwatched
 from aiseeme_models.errors import InputError, RunFailed
 from aiseeme_models.options import Options
-from server.atomic_files import TEMPORARY_SUFFIX, Watch, replacing, unwatched
 
 Vector = npt.NDArray[np.float32]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 
 from aiseeme_models import __version__
+from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.backbones import Backbone, build_backbone
 from aiseeme_models.backbones.initialise import initialise
 from aiseeme_models.errors import InputError
@@ -21,7 +22,6 @@ from aiseeme_models.seeding import generator
 from aiseeme_models.training.shared_state import SharedLayout, flatten, layout_of, load_flat
 from federation_configs.loading import config_sha256
 from federation_configs.schema import FederationConfig
-from server.atomic_files import write_atomically
 
 WEIGHTS_FILE, MANIFEST_FILE = "backbone.safetensors", "model.json"
 NEAR_CHANCE = 0.75

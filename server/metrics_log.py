@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from server.atomic_files import write_atomically
+from aiseeme_models.atomic_files import write_atomically
 
 FILE = "metrics.jsonl"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiseeme_models.images.splits import split_of
-from server.results import Baselines, Probes, probes
+from server.results import Baselines, Probes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,8 +75,9 @@ def probe_run(
         x = extract_features(candidate, train_set.images, plain, device=device)
         x_test = extract_features(candidate, test_set.images, plain, device=device)
         y, y_test = train_set.labels, test_set.labels
-        return probes(
-            linear_probe(x, y, x_test, y_test, seed=config.seed), knn_probe(x, y, x_test, y_test, k=config.probe.k)
+        return Probes(
+            linear=linear_probe(x, y, x_test, y_test, seed=config.seed),
+            knn=knn_probe(x, y, x_test, y_test, k=config.probe.k),
         )
 
     say(f"probing on {len(train)} labelled images, testing on {len(test)} of other patients or lesions")
@@ -84,7 +85,7 @@ def probe_run(
     say("probing the same backbone before training, and the thumbnail floor")
     random = score(new_backbone(config))
     floor = thumbnail_floor(train_set.images, train_set.labels, test_set.images, test_set.labels)
-    return ProbeOutcome(pretrained, Baselines(random=random, floor=floor.model_dump(mode="json")), None)
+    return ProbeOutcome(pretrained, Baselines(random=random, floor=floor), None)
 
 
 def _is_test(config: FederationConfig, row: CatalogueRow) -> bool:

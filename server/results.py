@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from server.atomic_files import write_atomically
-
-if TYPE_CHECKING:
-    from aiseeme_models.downstream.metrics import ProbeScore
+from aiseeme_models.atomic_files import write_atomically
+from aiseeme_models.downstream.metrics import ProbeScore
+from aiseeme_models.errors import InputError
 
 FILE = "results.json"
+_LONGEST_TEXT, _LONGEST_REASON = 300, 5000
+
+
+def printable(text: str, longest: int = _LONGEST_TEXT) -> str:
+    """``text`` on one line, without control and direction-changing characters, cut to a readable length."""
+    shown = "".join("\ufffd" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co") else char for char in text)
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
+# Site names, reasons and labels may come from a hospital's machine: nothing in them is trusted.
+Text = Annotated[str, AfterValidator(printable)]
+Reason = Annotated[str, AfterValidator(lambda text: printable(text, _LONGEST_REASON))]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class StageResult(_Part):
     """One stage. ``near_chance``: its last loss is above 0.75 of what a model that knows nothing would have."""
 
-    task: str
+    task: Text
     rounds: int
     rounds_done: int
     stopped_by: Literal["rounds", "plateau"] | None
@@ -37,33 +49,33 @@ class MissedRound(_Part):
     """A round in which a site did not count, and why, in the coordinator's own words."""
 
     round: int
-    code: str
-    reason: str
+    code: Text
+    reason: Text
 
 
 class SiteResult(_Part):
-    """One site. ``images`` are its training images."""
+    """One site. ``images`` are its training images; ``classes`` counts all its labelled ones."""
 
-    name: str
+    name: Text
     images: int
-    rejected: dict[str, int]
+    rejected: dict[Text, int]
     rounds_answered: int
     missed: list[MissedRound]
-    classes: dict[str, int] | None = None
+    classes: dict[Text, int] | None = None
 
 
 class Probes(_Part):
     """The two probes of one backbone."""
 
-    linear: dict[str, Any]
-    knn: dict[str, Any]
+    linear: ProbeScore
+    knn: ProbeScore
 
 
 class Baselines(_Part):
     """What the backbone must beat: itself before training, and a thumbnail."""
 
     random: Probes
-    floor: dict[str, Any]
+    floor: ProbeScore
 
 
 class Seconds(_Part):
@@ -77,28 +89,37 @@ class Seconds(_Part):
 class Results(_Part):
     """What a run came to."""
 
-    run: str
-    name: str
+    run: Text
+    name: Text
     status: Literal["done", "failed"]
-    reason: str
-    version: str
+    reason: Reason
+    version: Text
     seed: int
-    config_sha256: str
-    backbone_sha256: str | None
+    config_sha256: Text
+    backbone_sha256: Text | None
     rounds_done: int
     rounds_total: int
     stages: list[StageResult]
     sites: list[SiteResult]
     probe: Probes | None = None
-    probe_note: str | None = None
+    probe_note: Text | None = None
     baselines: Baselines | None = None
     seconds: Seconds
     phantom: bool = False
 
+    def counted_throughout(self, site: SiteResult) -> bool:
+        """Whether ``site`` counted in every round that was done."""
+        return not site.missed and site.rounds_answered >= self.rounds_done
+
+    @property
+    def complete_sites(self) -> int:
+        """How many sites counted in every round that was done."""
+        return sum(self.counted_throughout(site) for site in self.sites)
+
     @property
     def complete(self) -> bool:
-        """Whether every site counted in every round."""
-        return self.status == "done" and not any(site.missed for site in self.sites)
+        """Whether the run is done and every site counted in every round."""
+        return self.status == "done" and self.complete_sites == len(self.sites)
 
     def save(self, run_folder: Path) -> Path:
         """Write ``results.json`` atomically."""
@@ -108,10 +129,17 @@ class Results(_Part):
 
     @classmethod
     def load(cls, run_folder: Path) -> Results:
-        """Read ``results.json``."""
-        return cls.model_validate_json((run_folder / FILE).read_bytes())
+        """Read ``results.json``.
 
-
-def probes(linear: ProbeScore, knn: ProbeScore) -> Probes:
-    """Two scores as they stand in the file."""
-    return Probes(linear=linear.model_dump(mode="json"), knn=knn.model_dump(mode="json"))
+        Raises:
+            InputError: it is missing or not what a run writes.
+        """
+        path = run_folder / FILE
+        if not path.is_file():
+            raise InputError(f"{run_folder}: no {FILE}; a run writes one when it ends")
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise InputError(f"{path}: {where}: {first['msg']}") from None

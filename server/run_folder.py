@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import InputError
-from server.atomic_files import write_atomically
 
 HOME_VARIABLE = "AISEEME_RUNS"
 CONFIG, PLAN, LOCK = "config.toml", "simulation.json", ".lock"

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiseeme_models import __version__
+from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import InputError, RunFailed
 from client.app import make_client_app
 from client.catalogue import Catalogue, CatalogueRow, scan
 from client.site import Site
 from federation_configs.loading import config_sha256, load_config, to_toml
 from federation_configs.schema import FederationConfig
-from server.atomic_files import write_atomically
 from server.flower_adapter import site_index
 from server.global_model import backbone_of
 from server.local_grid import LocalGrid

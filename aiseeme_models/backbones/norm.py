@@ -32,7 +32,8 @@ class StandardisedConv2d(nn.Conv2d):
         filters = self.weight.flatten(1)  # (out, in * k * k)
         centred = filters - filters.mean(dim=1, keepdim=True)
         scale = torch.rsqrt(centred.square().mean(dim=1, keepdim=True) * fan_in + 1e-6)
-        return self._conv_forward(input, (centred * scale).view_as(self.weight), self.bias)
+        out: Tensor = self._conv_forward(input, (centred * scale).view_as(self.weight), self.bias)
+        return out
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from monai.transforms.compose import Compose
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aiseeme_models.atomic_files import flush_folder
 from aiseeme_models.images.cached_images import CachedImages
 from aiseeme_models.images.preprocessing import pipeline_key, preprocess, preprocessing
 from aiseeme_models.images.presets import ImageOptions
@@ -174,7 +175,7 @@ class ImageCache:
             file.flush()
             os.fsync(file.fileno())
         draft.rename(self.folder / f"{name}.json")
-        _sync_folder(self.folder)
+        flush_folder(self.folder)
 
     def _refresh(self) -> None:
         """Take in packs that were committed since, by this process or another one."""
@@ -215,12 +216,3 @@ def _decode_one(pipeline: Compose, path: Path) -> NDArray[np.uint8] | RejectReas
 
 def _readers() -> str:
     return f"pillow {version('pillow')}, pydicom {version('pydicom')}"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` survive a power cut (POSIX)."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

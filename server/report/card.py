@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from server.atomic_files import replacing
+from aiseeme_models.atomic_files import replacing
 from server.report.findings import chance, findings, verdict
 from server.report.page import duration, figure
 from server.report.record import read_run

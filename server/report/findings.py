@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aiseeme_models.downstream.metrics import ProbeScore
-from server.report.record import Results, RunRecord, SiteResult, StageResult
+from server.report.record import RunRecord
+from server.results import Results, SiteResult, StageResult
 
 Level = Literal["good", "warn", "bad", "note"]
 
@@ -43,7 +44,7 @@ def findings(record: RunRecord) -> list[Finding]:
         found.append(Finding("note", _sentence(results.reason)))
     if results.phantom:
         found.append(Finding("note", "The images are phantoms: generated patterns, not patients."))
-    found += [_lost(results, site) for site in results.sites if not results.complete(site)]
+    found += [_lost(results, site) for site in results.sites if not results.counted_throughout(site)]
     found += _rejected(results)
     found += _about_stages(results)
     found += _about_probe(results)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aiseeme_models.atomic_files import replacing
 from aiseeme_models.downstream.metrics import ProbeScore
-from server.atomic_files import replacing
 from server.report.findings import chance, findings, standard_error, verdict
 from server.report.plots import colours_of, loss_plot
-from server.report.record import Results, RunRecord, read_run
+from server.report.record import RunRecord, read_run
+from server.results import Results
 
 
 def write_report(run_folder: Path) -> Path:

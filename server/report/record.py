@@ -3,117 +3,12 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-
-from aiseeme_models.downstream.metrics import ProbeScore
-from aiseeme_models.errors import InputError
-
-_LONGEST_TEXT = 300
-
-
-def _printable(text: str) -> str:
-    """``text`` on one line, without control and direction-changing characters, cut to a readable length."""
-    shown = "".join("\ufffd" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co") else char for char in text)
-    return shown if len(shown) <= _LONGEST_TEXT else shown[: _LONGEST_TEXT - 1] + "…"
-
-
-# Site names, reasons and labels may come from a hospital's machine: nothing in them is trusted.
-Text = Annotated[str, AfterValidator(_printable)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class StageResult(_Part):
-    """How one stage of the curriculum went."""
-
-    task: Text
-    rounds_done: int
-    rounds: int
-    stopped_by: Text | None = None
-    heldout_loss: float | None = None
-    chance_loss: float | None = None
-    near_chance: bool = False
-    loss_first: float | None = None
-    loss_last: float | None = None
-
-
-class Missed(_Part):
-    """A round that a site did not contribute to."""
-
-    round: int
-    code: Text
-    reason: Text
-
-
-class SiteResult(_Part):
-    """What one hospital brought in."""
-
-    name: Text
-    images: int
-    rejected: dict[Text, int] = Field(default_factory=dict)
-    rounds_answered: int
-    missed: list[Missed] = Field(default_factory=list)
-    classes: dict[Text, int] | None = None
-
-
-class ProbePair(_Part):
-    """Both probes of one backbone."""
-
-    linear: ProbeScore
-    knn: ProbeScore
-
-
-class Baselines(_Part):
-    """What the probes must beat."""
-
-    random: ProbePair
-    floor: ProbeScore
-
-
-class Seconds(_Part):
-    """Wall time, in seconds."""
-
-    total: float
-    training: float
-    overhead: float
-
-
-class Results(_Part):
-    """results.json."""
-
-    status: Text
-    reason: Text | None = None
-    name: Text
-    run: Text
-    version: Text
-    config_sha256: Text
-    backbone_sha256: Text | None = None
-    rounds_done: int
-    rounds_total: int
-    stages: list[StageResult]
-    sites: list[SiteResult]
-    probe: ProbePair | None = None
-    baselines: Baselines | None = None
-    probe_note: Text | None = None
-    seconds: Seconds | None = None
-    phantom: bool = False
-
-    def complete(self, site: SiteResult) -> bool:
-        """Whether ``site`` contributed to every round that was done."""
-        return not site.missed and site.rounds_answered >= self.rounds_done
-
-    @property
-    def complete_sites(self) -> int:
-        """How many sites contributed to every round that was done."""
-        return sum(self.complete(site) for site in self.sites)
+from server.results import Results, printable
 
 
 @dataclass
@@ -150,7 +45,7 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         InputError: results.json is missing or not what a run writes.
     """
-    results = read_results(folder)
+    results = Results.load(folder)
     lines, unread = _metrics(folder / "metrics.jsonl")
     config = folder / "config.toml"
     return RunRecord(
@@ -160,23 +55,6 @@ def read_run(folder: Path) -> RunRecord:
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         unread_lines=unread,
     )
-
-
-def read_results(folder: Path) -> Results:
-    """Read ``folder``/results.json.
-
-    Raises:
-        InputError: it is missing or not what a run writes.
-    """
-    path = folder / "results.json"
-    if not path.is_file():
-        raise InputError(f"{folder}: no results.json; a run writes one when it ends")
-    try:
-        return Results.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InputError(f"{path}: {where}: {first['msg']}") from None
 
 
 def _metrics(path: Path) -> tuple[list[Mapping[str, Any]], int]:
@@ -209,7 +87,7 @@ def _curves(lines: list[Mapping[str, Any]]) -> list[StageCurves]:
         curves = by_stage.setdefault(line.get("stage"), StageCurves())
         loss = _number(line.get("loss"))
         if "site" in line and loss is not None:
-            curves.sites.setdefault(_printable(str(line["site"])), {})[round_number] = loss
+            curves.sites.setdefault(printable(str(line["site"])), {})[round_number] = loss
         elif line.get("event") == "round":
             heldout = _number(line.get("heldout_loss"))
             if loss is not None:
@@ -226,7 +104,7 @@ def _speeds(lines: list[Mapping[str, Any]]) -> dict[str, float]:
     for line in lines:
         speed, spent = _number(line.get("images_per_s")), _number(line.get("seconds"))
         if "site" in line and speed is not None and spent is not None and spent > 0:
-            name = _printable(str(line["site"]))
+            name = printable(str(line["site"]))
             images[name] = images.get(name, 0.0) + speed * spent
             seconds[name] = seconds.get(name, 0.0) + spent
     return {name: images[name] / seconds[name] for name in images}
