@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 STAMPS := .stamps
 UV_VERSION := 0.12.24
 
-.PHONY: help demo test test-all lint lock clean
+.PHONY: help install demo test test-all lint lock clean
 
 help:
+	@echo "make install   only install, into .venv"
 	@echo "make demo      write phantom hospitals, federate over them, show the report (about 4 minutes)"
 	@echo "make test      lint, types, architecture, and every test that is neither slow nor a deployment"
 	@echo "make test-all  everything"
@@ -29,6 +30,8 @@ $(STAMPS)/installed: $(STAMPS)/venv requirements.lock pyproject.toml
 $(STAMPS)/developer: $(STAMPS)/installed requirements-dev.lock
 	$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes --python $(BIN)/python -r requirements-dev.lock
 	@touch $@
+
+install: $(STAMPS)/installed
 
 demo: $(STAMPS)/installed
 	rm -rf runs/phantoms

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from aiseeme_models.errors import InputError
 
 
 class Options(BaseModel):
@@ -12,3 +17,30 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+Kind = TypeVar("Kind", bound=Options)
+
+
+def parse_options(kind: type[Kind], given: Mapping[str, object], *, where: str, owner: str) -> Kind:
+    """Options from a configuration's table.
+
+    Args:
+        kind: the options' type.
+        given: the table.
+        where: what the table is called, for errors.
+        owner: whose options they are, for errors.
+
+    Raises:
+        InputError: every key that is unknown or wrong, and what there is.
+    """
+    try:
+        return kind.model_validate(dict(given))
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors(include_url=False, include_input=False, include_context=False):
+            key = ".".join([where, *map(str, fault["loc"])])
+            what = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
+            faults.append(f"{key}: {what}")
+        known = ", ".join(kind.model_fields) or "no options"
+        raise InputError(f"{'; '.join(faults)} ({owner} has {known})") from None

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from federation_configs.command_line import run_app
+from federation_configs.command_line import console, run_app, show_version
 
 app = typer.Typer(
     name="aiseeme-site",
@@ -23,7 +22,9 @@ app = typer.Typer(
 
 
 @app.callback()
-def _group() -> None:
+def _group(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=show_version, help="Print it.")] = False,
+) -> None:
     """The hospital's side of a federation: its images stay here."""
 
 
@@ -59,9 +60,11 @@ def scan(
     """Say what is in an image folder: how many images, and which files were rejected and why."""
     from aiseeme_models.images.cache import ImageCache
     from aiseeme_models.images.presets import ImageOptions
+    from aiseeme_models.options import parse_options
     from client.catalogue import scan as read
 
-    catalogue = read(folder, ImageCache(cache, ImageOptions(preset=preset, size=size)))
+    options = parse_options(ImageOptions, {"preset": preset, "size": size}, where="scan", owner="scan")
+    catalogue = read(folder, ImageCache(cache, options))
     if as_json:
         typer.echo(json.dumps(catalogue.summary(), indent=2))
         return
@@ -72,7 +75,7 @@ def scan(
         table.add_row(escape(rejection.file), rejection.detail)
     for file in catalogue.missing:
         table.add_row(escape(file), "labels.csv names it, but it is not there")
-    Console().print(table)
+    console().print(table)
 
 
 def main() -> None:

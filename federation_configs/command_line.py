@@ -6,7 +6,9 @@ import os
 import sys
 
 import typer
+from rich.console import Console
 
+from aiseeme_models import __version__
 from aiseeme_models.errors import InputError, RunFailed
 
 # Before torch is loaded: threads that wait for each other sleep. Where another process wants the same cores, threads
@@ -27,6 +29,19 @@ def run_app(app: typer.Typer) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(1) from None
+
+
+def show_version(wanted: bool) -> None:
+    """Callback of ``--version``."""
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console; where the output is no terminal it is wide, so that tables and names are not cut."""
+    made = Console(stderr=stderr)
+    return made if made.is_terminal else Console(stderr=stderr, width=160)
 
 
 def _end(text: str, code: int) -> None:

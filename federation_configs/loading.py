@@ -72,7 +72,7 @@ def check_config(data: dict[str, Any], where: str) -> FederationConfig:
 
 
 def to_toml(config: FederationConfig) -> str:
-    """The resolved configuration, every default written out."""
+    """The resolved configuration, defaults written out (but those that mean "none given")."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
@@ -83,16 +83,21 @@ def config_sha256(config: FederationConfig) -> str:
 
 
 def _explain(error: ValidationError, where: str) -> Iterator[str]:
-    for problem in error.errors(include_url=False, include_context=False, include_input=False):
-        parts = [str(part) for part in problem["loc"]]
-        key = ".".join(parts) or "the file"
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    for problem in problems:
+        place = problem["loc"]
+        deeper = [other for other in problems if other is not problem and other["loc"][: len(place)] == place]
+        if problem["type"] == "too_short" and deeper:
+            continue  # a list is only short of the parts that are wrong
+        parts = [str(part) for part in place]
+        key = ".".join(parts)
         if problem["type"] == "extra_forbidden":
             yield f"{where}: {key}: unknown key{_closest(error.title, parts)}"
         elif problem["type"] == "missing":
             yield f"{where}: {key}: missing; it is required"
         else:
             text = problem["msg"].removeprefix("Value error, ")
-            yield f"{where}: {key}: {text[0].lower()}{text[1:]}"
+            yield f"{where}: {key}{': ' if key else ''}{text[0].lower()}{text[1:]}"
 
 
 def _closest(title: str, parts: list[str]) -> str:

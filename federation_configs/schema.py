@@ -8,9 +8,10 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from aiseeme_models.backbones import Norm, backbones
 from aiseeme_models.curriculum.stages import Stage
+from aiseeme_models.errors import InputError
 from aiseeme_models.images.presets import ImageOptions
 from aiseeme_models.images.splits import TEST_FRACTION, VALIDATION_FRACTION
-from aiseeme_models.options import Options
+from aiseeme_models.options import Options, parse_options
 from aiseeme_models.pretext import pretext_tasks
 from federation_configs.aggregation import aggregation_options
 
@@ -69,10 +70,11 @@ class FederationOptions(Options):
     @classmethod
     def _options_of_the_method(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            kind = aggregation_options[str(data.get("aggregation", "fedavg"))]
-            given = data.get("aggregation_options", {})
+            name, given = str(data.get("aggregation", "fedavg")), data.get("aggregation_options", {})
+            kind = aggregation_options[name]
             if isinstance(given, dict):
-                data = {**data, "aggregation_options": kind.model_validate(given)}
+                options = parse_options(kind, given, where="aggregation_options", owner=name)
+                data = {**data, "aggregation_options": options}
         return data
 
 
@@ -97,14 +99,20 @@ class FederationConfig(Options):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         channels = self.images.resolved_preset.channels
-        for stage in self.curriculum.stage:
-            pretext_tasks[stage.task].check(
-                stage.options,
-                norm=self.model.norm,
-                batch_size=stage.batch_size,
-                image_size=self.images.size,
-                channels=channels,
-            )
+        for index, stage in enumerate(self.curriculum.stage):
+            where = f"curriculum.stage.{index} ({stage.task})"
+            if stage.stop == "plateau" and self.holdout.validation == 0:
+                raise InputError(f"{where}: stop = 'plateau' needs held-out images: holdout.validation is 0")
+            try:
+                pretext_tasks[stage.task].check(
+                    stage.options,
+                    norm=self.model.norm,
+                    batch_size=stage.batch_size,
+                    image_size=self.images.size,
+                    channels=channels,
+                )
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
         return self
 
     @property

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from aiseeme_models.errors import InputError
-from federation_configs.command_line import run_app
+from federation_configs.command_line import console, run_app, show_version
 
 if TYPE_CHECKING:
     from server.registry import RunRow
@@ -23,6 +21,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+@app.callback()
+def _group(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=show_version, help="Print it.")] = False,
+) -> None:
+    """Federated curriculum self-supervised pretraining on medical images that never leave the hospital."""
+
+
 config_app = typer.Typer(no_args_is_help=True, help="Check and show federation configurations.")
 app.add_typer(config_app, name="config")
 
@@ -56,15 +63,15 @@ def simulate(
 ) -> None:
     """Play a whole federation on this machine and probe its backbone."""
     from aiseeme_models.training.device import choose_device
-    from federation_configs.loading import load_config
+    from federation_configs.loading import check_config, load_config
     from server.progress import Progress
     from server.run_folder import runs_home
     from server.simulation import simulate as play
 
     loaded = load_config(config)
     if seed is not None:
-        loaded = loaded.model_copy(update={"seed": seed})
-    progress = Progress(Console(stderr=as_json))
+        loaded = check_config(loaded.model_dump(mode="json") | {"seed": seed}, where="--seed")
+    progress = Progress(console(stderr=as_json))
     results = play(
         loaded,
         data,
@@ -85,7 +92,7 @@ def resume(run: RunId, runs: Home = None, as_json: Json = False) -> None:
     from server.run_folder import runs_home
     from server.simulation import resume as play
 
-    results = play(run, home=runs_home(runs), progress=Progress(Console(stderr=as_json)))
+    results = play(run, home=runs_home(runs), progress=Progress(console(stderr=as_json)))
     _show_results(results, runs_home(runs) / results.run, as_json)
 
 
@@ -94,14 +101,16 @@ def runs(home: Home = None, as_json: Json = False) -> None:
     """List all runs, newest first."""
     from rich.table import Table
 
-    from server.registry import RunRegistry
-    from server.run_folder import registry_url, runs_home
+    from server.run_folder import existing_registry, runs_home
 
     folder = runs_home(home)
-    rows = RunRegistry(registry_url(folder)).list() if (folder / "registry.sqlite").exists() else []
+    rows = existing_registry(folder).list() if (folder / "registry.sqlite").exists() else []
     if as_json:
         listed = [row.model_dump(mode="json") | {"status": _status(folder, row)} for row in rows]
         typer.echo(json.dumps(listed, indent=2))
+        return
+    if not rows:
+        typer.echo(f"no runs in {folder} yet; `aiseeme simulate` makes one")
         return
     table = Table()
     for title in ("run", "name", "status", "rounds", "sites", "started", "reason"):
@@ -110,20 +119,17 @@ def runs(home: Home = None, as_json: Json = False) -> None:
         rounds = f"{row.rounds_done}/{row.rounds_total}"
         complete = f"{row.sites_complete}/{row.sites_total}" if row.status == "done" else str(row.sites_total)
         table.add_row(row.id, row.name, _status(folder, row), rounds, complete, row.created[:19], row.reason)
-    Console().print(table)
+    console().print(table)
 
 
 @app.command()
 def show(run: RunId, home: Home = None, as_json: Json = False) -> None:
     """Show a run's figures."""
-    from server.registry import RunRegistry
     from server.results import FILE, Results
-    from server.run_folder import registry_url, runs_home
+    from server.run_folder import existing_registry, runs_home
 
     folder = runs_home(home)
-    if not (folder / "registry.sqlite").exists():
-        raise InputError(f"{folder}: no runs here; `aiseeme simulate` makes one, --runs names another folder")
-    row = RunRegistry(registry_url(folder)).get(run)
+    row = existing_registry(folder).get(run)
     if (folder / row.id / FILE).exists() and _status(folder, row) in ("done", "failed"):
         _show_results(Results.load(folder / row.id), folder / row.id, as_json)
         return
@@ -152,12 +158,12 @@ def evaluate(
     from server.run_folder import runs_home
     from server.tables import probe_table
 
-    console = Console(stderr=as_json)
-    scores = evaluate_run(run, data, home=runs_home(home), device=choose_device(device), progress=Progress(console))
+    shown = console(stderr=as_json)
+    scores = evaluate_run(run, data, home=runs_home(home), device=choose_device(device), progress=Progress(shown))
     if as_json:
         typer.echo(json.dumps(scores, indent=2))
     else:
-        console.print(probe_table(scores["probe"], scores["baselines"]))
+        shown.print(probe_table(scores["probe"], scores["baselines"]))
 
 
 @app.command()
@@ -188,7 +194,7 @@ def check(config: ConfigReference) -> None:
 
 @config_app.command("show")
 def show_config(config: ConfigReference, as_json: Json = False) -> None:
-    """Print a configuration with every default written out."""
+    """Print a configuration with its defaults written out."""
     from federation_configs.loading import load_config, to_toml
 
     loaded = load_config(config)
@@ -211,7 +217,7 @@ def _show_results(results: Results, folder: Path, as_json: bool) -> None:
         return
     from server.tables import print_results
 
-    print_results(Console(), results, folder)
+    print_results(console(), results, folder)
 
 
 def main() -> None:

@@ -12,8 +12,7 @@ from federation_configs.loading import load_config
 from server.global_model import load_backbone
 from server.probing import probe_run
 from server.progress import Progress
-from server.registry import RunRegistry
-from server.run_folder import CONFIG, registry_url
+from server.run_folder import CONFIG, existing_registry
 from server.run_record import MODEL
 
 
@@ -23,9 +22,7 @@ def evaluate_run(run: str, data: Path, *, home: Path, device: str, progress: Pro
     Raises:
         InputError: no such run, no model in it, or a folder that cannot be probed; the text says why.
     """
-    if not (home / "registry.sqlite").exists():
-        raise InputError(f"{home}: no runs here; --runs names another folder")
-    row = RunRegistry(registry_url(home)).get(run)
+    row = existing_registry(home).get(run)
     config = load_config(home / row.id / CONFIG)
     backbone = load_backbone(home / row.id / MODEL, config)
     cache_root = home / "cache"

@@ -8,11 +8,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import InputError
+
+if TYPE_CHECKING:
+    from server.registry import RunRegistry
 
 HOME_VARIABLE = "AISEEME_RUNS"
 CONFIG, PLAN, LOCK = "config.toml", "simulation.json", ".lock"
@@ -26,6 +30,19 @@ def runs_home(given: Path | None) -> Path:
 def registry_url(home: Path) -> str:
     """Where the registry of a runs folder is."""
     return f"sqlite:///{home.resolve() / 'registry.sqlite'}"
+
+
+def existing_registry(home: Path) -> RunRegistry:
+    """The registry of a runs folder that has one.
+
+    Raises:
+        InputError: there are no runs.
+    """
+    from server.registry import RunRegistry
+
+    if not (home / "registry.sqlite").exists():
+        raise InputError(f"{home}: no runs here; `aiseeme simulate` makes one, --runs names another folder")
+    return RunRegistry(registry_url(home))
 
 
 class SimulationPlan(BaseModel):

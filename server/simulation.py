@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from aiseeme_models import __version__
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import InputError, RunFailed
+from aiseeme_models.images.labels import PHANTOM_COLUMN
 from client.app import make_client_app
 from client.catalogue import Catalogue, CatalogueRow, scan
 from client.site import Site
@@ -27,7 +28,7 @@ from server.progress import Progress
 from server.registry import RunRegistry, new_run_id
 from server.results import Results
 from server.rounds import RoundLoop
-from server.run_folder import CONFIG, SimulationPlan, held, registry_url
+from server.run_folder import CONFIG, SimulationPlan, existing_registry, held, registry_url
 from server.run_record import RunRecord
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def resume(run: str, *, home: Path, progress: Progress) -> Results:
         InputError: no such run, it is done, another process plays it, or its images are not those it began with.
         RunFailed: it failed again.
     """
-    registry = RunRegistry(registry_url(home))
+    registry = existing_registry(home)
     row = registry.get(run)
     if row.status == "done":
         raise InputError(f"{row.id} is done; `aiseeme show {row.id}` shows it")
@@ -255,7 +256,8 @@ def _play(
     started = time.perf_counter()
     progress.start(config, folder, hospitals.table, hospitals.rejected, hospitals.missing)
     progress.on_state = lambda state: registry.update(folder.name, {"rounds_done": state.round})
-    record = RunRecord(config, folder, classes={row.site: row.classes for row in hospitals.table})
+    phantom = all(row.columns.get(PHANTOM_COLUMN) == "yes" for row in hospitals.rows)
+    record = RunRecord(config, folder, classes={row.site: row.classes for row in hospitals.table}, phantom=phantom)
 
     def make_loop(grid: Grid, clock: Callable[[], float], parallel: bool) -> RoundLoop:
         names = [site.name for site in hospitals.sites]
@@ -269,7 +271,7 @@ def _play(
             config, backbone, hospitals.rows, folder.parent / "cache", device=plan.device, say=progress.say
         )
         results = record.done(state, backbone, probe, time.perf_counter() - started)
-    except RunFailed as failure:
+    except (RunFailed, InputError) as failure:
         progress.stop()
         results = record.failed(str(failure), time.perf_counter() - started)
         registry.update(folder.name, {"status": "failed", "reason": results.reason, "pid": None})

@@ -45,7 +45,7 @@ def print_results(console: Console, results: Results, folder: Path) -> None:
         if stage.near_chance:
             console.print(
                 f"[yellow]{stage.task} stayed near chance[/yellow]: loss {stage.loss_last:.3f} where knowing nothing"
-                f" gives {stage.chance_loss:.3f}; on these images the task may have nothing to learn"
+                f" gives {stage.chance_loss:.3f}; these images may have no answer to it, or the stage was too short"
             )
     if results.probe is not None and results.baselines is not None:
         console.print(probe_table(results.probe.model_dump(), results.baselines.model_dump()))

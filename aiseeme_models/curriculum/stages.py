@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
-from aiseeme_models.options import Options
+from aiseeme_models.options import Options, parse_options
 from aiseeme_models.pretext import pretext_tasks
 from aiseeme_models.training.options import TrainingOptions
 
@@ -33,8 +33,8 @@ class Stage(TrainingOptions):
     @classmethod
     def _options_of_the_task(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(data.get("task"), str):
-            kind = pretext_tasks[data["task"]].options_type
-            given = data.get("options", {})
+            name, given = data["task"], data.get("options", {})
+            kind = pretext_tasks[name].options_type
             if isinstance(given, dict):
-                data = {**data, "options": kind.model_validate(given)}
+                data = {**data, "options": parse_options(kind, given, where="options", owner=name)}
         return data

@@ -11,6 +11,8 @@ from pathlib import Path
 from aiseeme_models.errors import InputError
 
 LABELS_FILE = "labels.csv"
+PHANTOM_COLUMN = "phantom"
+"""A column that says ``yes`` for every phantom, so that no report can take one for a patient."""
 # Images that share the first of these that is given are never divided between splits or sites.
 GROUP_COLUMNS = ("patient_id", "lesion_id", "seriesuid")
 

@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from aiseeme_models.errors import InputError
-from aiseeme_models.images.labels import LABELS_FILE
+from aiseeme_models.images.labels import LABELS_FILE, PHANTOM_COLUMN
 from aiseeme_models.images.phantom_lesions import LESION_PATTERNS, phantom_lesion
 from aiseeme_models.images.phantom_radiographs import RADIOGRAPH_PATTERNS, phantom_radiograph
 
@@ -76,7 +76,7 @@ def write_phantoms(
     """Write the image folders of phantom hospitals; equal arguments give equal bytes.
 
     Each site has its own device (gain, noise; radiographs: MONOCHROME1 at every second site, window, bits, spacing),
-    its own mix of classes, and a ``labels.csv`` with file, label, patient_id, sex and age.
+    its own mix of classes, and a ``labels.csv`` with file, label, patient_id, sex, age and phantom.
 
     Args:
         folder: gets one folder per site, ``phantom-<kind>-<number>``, which must not hold anything yet.
@@ -112,7 +112,7 @@ def write_phantoms(
 
 def _write_site(folder: Path, kind: PhantomKind, site: int, images: int, rng: np.random.Generator, size: int) -> None:
     scanner = _scanner(rng, site)
-    lines: list[tuple[str, str, str, str, int]] = []
+    lines: list[tuple[str, str, str, str, int, str]] = []
     patients = 0
     while len(lines) < images:
         patient = _patient(rng, kind, site, patients)
@@ -126,10 +126,10 @@ def _write_site(folder: Path, kind: PhantomKind, site: int, images: int, rng: np
             dataset = _header(kind, scanner, patient, view, (size, size))
             _set_pixels(dataset, kind, scanner, drawn, rng)
             dataset.save_as(folder / file, enforce_file_format=True)
-            lines.append((file, patient.label, patient.number, patient.sex, patient.age))
+            lines.append((file, patient.label, patient.number, patient.sex, patient.age, "yes"))
     with (folder / LABELS_FILE).open("w", newline="", encoding="utf-8") as table:
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(("file", "label", "patient_id", "sex", "age"))
+        writer.writerow(("file", "label", "patient_id", "sex", "age", PHANTOM_COLUMN))
         writer.writerows(lines)
 
 

@@ -10,10 +10,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from aiseeme_models.errors import InputError, RunFailed
-from aiseeme_models.options import Options
+from aiseeme_models.options import Options, parse_options
 from aiseeme_models.registry import Registry
 from server.aggregation.chunks import value_range
 
@@ -174,10 +173,5 @@ def build_aggregation(
         InputError: no such aggregation, or options that it does not have or cannot take.
     """
     method = aggregations[name]
-    try:
-        options = method.options_type.model_validate(dict(settings or {}))
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        known = ", ".join(sorted(method.options_type.model_fields)) or "none"
-        raise InputError(f"options of aggregation {name!r}: {faults} (it has: {known})") from error
+    options = parse_options(method.options_type, settings or {}, where="aggregation_options", owner=name)
     return method(options, statistics)

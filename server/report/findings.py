@@ -106,7 +106,7 @@ def _about_stages(results: Results) -> list[Finding]:
                 Finding(
                     "warn",
                     f"Stage {number}, {stage.task}, stayed near chance{_level(stage)}. The backbone learned little "
-                    "from it; these images may not hold the answer that the task asks for.",
+                    "from it: these images may not hold the answer that the task asks for, or the stage was too short.",
                 )
             )
         if stage.stopped_by == "plateau":

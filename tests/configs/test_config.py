@@ -49,7 +49,7 @@ def test_ready_made_federations_are_right(name):
         ("images.size", 4, "images.size: input should be greater than or equal to 16"),
         ("images.preset", "x-ray", "there are chest-xray, ct-lung, dermoscopy"),
         ("model.backbone", "resnet19", "did you mean 'resnet1"),
-        ("model.norm", "layer", "model.norm: input should be 'group', 'batch' or 'batch-local'"),
+        ("model.norm", "layer", "model.norm: input should be 'group', 'group-ws', 'batch' or 'batch-local'"),
         ("name", "../../etc", "name: string should match pattern"),
         ("seed", -1, "seed: input should be greater than or equal to 0"),
         ("curriculum.stage", [], "curriculum.stage"),
@@ -60,10 +60,10 @@ def test_ready_made_federations_are_right(name):
         ("curriculum.stage.0.lr", -0.1, "lr: input should be greater than 0"),
         ("curriculum.stage.0.lr", float("nan"), "lr: input should be"),
         ("curriculum.stage.0.optimizer", "adam", "unknown optimizer 'adam'"),
-        ("curriculum.stage.0.options", {"temprature": 1.0}, "temprature"),
+        ("curriculum.stage.0.options", {"temprature": 1.0}, "options.temprature: unknown key (simclr has temperature"),
         ("curriculum.stage.0.batch_size", 1, "batch_size must be at least 2"),
         ("federation.aggregation", "average", "there are fedadam, fedavg"),
-        ("federation.aggregation_options", {"mu": 1.0}, "mu"),
+        ("federation.aggregation_options", {"mu": 1.0}, "aggregation_options.mu: unknown key (fedavg has no options)"),
         ("federation.min_sites", 0, "min_sites: input should be greater than or equal to 1"),
         ("federation.keep_checkpoints", 1, "keep_checkpoints: input should be greater than or equal to 2"),
         ("holdout", {"test": 0.7, "validation": 0.5}, "together may hold out at most 0.9"),
@@ -90,6 +90,12 @@ def test_a_queue_that_the_batch_does_not_divide_is_refused_before_anything_runs(
     stage = {"task": "moco", "rounds": 1, "batch_size": 48, "options": {"queue": 100}}
     with pytest.raises(InputError, match="queue"):
         check_config(changed("curriculum.stage", [stage]), where="f.toml")
+
+
+def test_a_plateau_needs_held_out_images():
+    config = changed("curriculum.stage.0.stop", "plateau") | {"holdout": {"validation": 0.0}}
+    with pytest.raises(InputError, match="curriculum.stage.0 .simclr.: stop = 'plateau' needs held-out images"):
+        check_config(config, where="f.toml")
 
 
 def test_relative_location_needs_an_image_that_a_grid_fits_in():

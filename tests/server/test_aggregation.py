@@ -243,7 +243,7 @@ def test_wrong_names_and_options_are_explained():
     with pytest.raises(InputError, match="did you mean 'fedavg'"):
         build_aggregation("fedavgg")
     for settings_ in ({"mu": -1.0}, {"mu": "much"}, {"nu": 1.0}):
-        with pytest.raises(InputError, match="it has: mu"):
+        with pytest.raises(InputError, match="fedprox has mu"):
             build_aggregation("fedprox", settings_)
 
 
