@@ -121,13 +121,10 @@ def _about_stages(results: Results) -> list[Finding]:
 
 
 def _level(stage: StageResult) -> str:
-    """The loss that a stage ended with, beside the loss of knowing nothing."""
-    what, loss = ("held-out", stage.heldout_loss) if stage.heldout_loss is not None else ("last", stage.loss_last)
-    if loss is None:
+    """The training loss that a stage ended with, beside the loss of knowing nothing: what ``near_chance`` compares."""
+    if stage.loss_last is None or stage.chance_loss is None:
         return ""
-    if stage.chance_loss is None:
-        return f": {what} loss {loss:.3f}"
-    return f": {what} loss {loss:.3f}, where a model that knows nothing has {stage.chance_loss:.3f}"
+    return f": last loss {stage.loss_last:.3f}, where a model that knows nothing has {stage.chance_loss:.3f}"
 
 
 def _about_probe(results: Results) -> list[Finding]:

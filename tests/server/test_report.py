@@ -145,9 +145,9 @@ def test_rejected_images_are_counted_with_their_reasons(write) -> None:  # type:
 
 
 def test_a_task_that_stayed_near_chance_is_said_so(write) -> None:  # type: ignore[no-untyped-def]
-    rotation = stage("rotation", near_chance=True, heldout_loss=1.3101, chance_loss=1.38629)
+    rotation = stage("rotation", near_chance=True, loss_last=1.3101, chance_loss=1.38629)
     page, card = write(stages=[rotation, stage("simclr", stopped_by="plateau", rounds=9)])
-    said = "Stage 1, rotation, stayed near chance: held-out loss 1.310, where a model that knows nothing has 1.386."
+    said = "Stage 1, rotation, stayed near chance: last loss 1.310, where a model that knows nothing has 1.386."
     assert said in page and said in card
     assert "Stage 2, simclr, ended after 2 of at most 9 rounds" in page
 
