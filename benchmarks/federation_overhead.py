@@ -135,7 +135,7 @@ def ray(sites: list[Site], root: Path) -> float:
         return time.perf_counter() - started
 
     distant = [replace(site, state_folder=root / "ray-state" / site.name) for site in sites]
-    return play_with_ray(make_client_app(lambda context: distant[site_index(context)]), SITES, timed)
+    return play_with_ray(make_client_app(lambda context: distant[site_index(context)]), SITES, timed, use_gpu=False)
 
 
 def _loop(grid, root: Path, run: str) -> RoundLoop:

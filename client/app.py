@@ -8,7 +8,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import rounds
-from client.refusals import code_of
+from client.refusals import code_of, note
 from client.site import Site
 from federation_configs.records import pack, unpack_body, unpack_weights
 from federation_configs.wire import DescribeRequest, EvaluateRequest, TrainRequest
@@ -25,7 +25,7 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
         return pack(rounds.describe(site, unpack_body(content, DescribeRequest)))
 
     def train(site: Site, content: RecordDict) -> RecordDict:
-        request = unpack_body(content, TrainRequest)
+        request = unpack_body(content, TrainRequest, weights=True)
         return pack(
             *rounds.train(
                 site,
@@ -35,7 +35,7 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
         )
 
     def evaluate(site: Site, content: RecordDict) -> RecordDict:
-        request = unpack_body(content, EvaluateRequest)
+        request = unpack_body(content, EvaluateRequest, weights=True)
         return pack(
             rounds.evaluate(
                 site,
@@ -48,11 +48,14 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
         handle: Callable[[Site, RecordDict], RecordDict],
     ) -> Callable[[Message, Context], Message]:
         def answer(message: Message, context: Context) -> Message:
-            site = site_of(context)
+            site: Site | None = None
             try:
+                site = site_of(context)
                 return Message(handle(site, message.content), reply_to=message)
             except Exception as error:
-                code = code_of(error, site.log)
+                code = code_of(error)
+                if site is not None:
+                    note(site, code, error)
                 return Message(Error(int(code), code.sentence), reply_to=message)
 
         return answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from aiseeme_models.errors import InputError
 from aiseeme_models.images.cache import ImageCache, content_hash
 from aiseeme_models.images.labels import LABELS_FILE, Labels, read_labels
 from aiseeme_models.images.rejection import ImageRejected, RejectReason
-from aiseeme_models.images.splits import Split, split_of
 
 IMAGES_FOLDER = "images"
 MASKS_FOLDER = "masks"
@@ -26,10 +25,10 @@ class CatalogueRow:
     Attributes:
         file: path relative to where the images lie, with ``/``.
         content: sha256 of the file, its key in the cache.
-        group: what is never divided between splits or sites: patient, else lesion, else the file itself.
+        group: what is never divided between splits or sites: patient, else lesion, else the file itself. The
+            split follows from it and the configuration's [holdout].
         label: its class, for evaluation only, or None.
         columns: the other columns of its line in labels.csv.
-        split: follows from the group alone.
     """
 
     file: str
@@ -37,12 +36,17 @@ class CatalogueRow:
     group: str
     label: str | None
     columns: Mapping[str, str]
-    split: Split
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A file that is not used: why, and the same as a fixed sentence that quotes nothing from the file."""
+    """A file that is not used, or a folder (``name/``) that cannot be listed.
+
+    Attributes:
+        file: its name below the catalogue's root.
+        reason: why.
+        detail: the same as a fixed sentence that quotes nothing from the file.
+    """
 
     file: str
     reason: RejectReason
@@ -68,12 +72,11 @@ class Catalogue:
     missing: tuple[str, ...]
 
     def summary(self) -> dict[str, int | dict[str, int]]:
-        """Counts that may be shown anywhere: images, groups, images per split, rejected files per reason, missing."""
+        """Counts that may be shown anywhere: images, groups, labelled images, rejected files per reason, missing."""
         return {
             "images": len(self.rows),
             "groups": len({row.group for row in self.rows}),
             "labelled": sum(row.label is not None for row in self.rows),
-            "splits": dict(sorted(Counter(row.split for row in self.rows).items())),
             "rejected": dict(sorted(Counter(item.reason.value for item in self.rejected).items())),
             "missing": len(self.missing),
         }
@@ -101,7 +104,9 @@ def scan(folder: Path, cache: ImageCache, on_image: Callable[[], None] | None = 
     contents: dict[str, str] = {}
     paths: dict[str, Path] = {}
     reasons: dict[str, RejectReason] = {}
-    for file, path in _files(root):
+    files, unreadable = _files(root)
+    reasons |= dict.fromkeys(unreadable, RejectReason.UNREADABLE)
+    for file, path in files:
         try:
             content = content_hash(_regular(path))
         except ImageRejected as error:
@@ -124,19 +129,28 @@ def scan(folder: Path, cache: ImageCache, on_image: Callable[[], None] | None = 
     return catalogue
 
 
-def _files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Relative name and path of every file to look at, ordered by name so that every machine sees one order."""
+def _files(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Relative name and path of every file to look at, by name so that every machine sees one order.
+
+    Second the folders that could not be listed: nobody knows how many images are in them.
+    """
     found: list[tuple[str, Path]] = []
-    for parent, folders, files in os.walk(root):
+    unreadable: list[str] = []
+    for parent, folders, files in os.walk(
+        root, onerror=lambda error: unreadable.append(f"{_name(Path(error.filename), root)}/")
+    ):
         folders[:] = [name for name in folders if name != MASKS_FOLDER and not name.startswith(".")]
         for name in files:
             if name == LABELS_FILE or name.startswith("."):
                 continue
             path = Path(parent) / name
-            # Names that are no valid UTF-8 must not break a log or a JSON file later.
-            shown = path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
-            found.append((shown, path))
-    return iter(sorted(found))
+            found.append((_name(path, root), path))
+    return sorted(found), unreadable
+
+
+def _name(path: Path, root: Path) -> str:
+    """``path`` below ``root``; a name that is no valid UTF-8 must not break a log or a JSON file later."""
+    return path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode()
 
 
 def _regular(path: Path) -> Path:
@@ -155,9 +169,9 @@ def _row(file: str, content: str, labels: Labels | None) -> CatalogueRow:
     if labels is not None:
         line = labels.rows.get(file) or labels.rows.get(f"{IMAGES_FOLDER}/{file}")
     if line is None:
-        return CatalogueRow(file, content, file, None, {}, split_of(file))
+        return CatalogueRow(file, content, file, None, {})
     group = file if line.group == line.file else line.group
-    return CatalogueRow(file, content, group, line.label, line.columns, split_of(group))
+    return CatalogueRow(file, content, group, line.label, line.columns)
 
 
 def _missing(labels: Labels | None, there: set[str]) -> tuple[str, ...]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from federation_configs.command_line import console, run_app, show_version
+from aiseeme_models.printable import LONGEST_LINE, printable
+from federation_configs.command_line import console, run_app, show_version, shown
 
 app = typer.Typer(
     name="aiseeme-site",
@@ -44,7 +44,7 @@ def phantom(
         raise InputError(f"--kind {kind}: there are dermoscopy and chest-xray")
     chosen: Literal["dermoscopy", "chest-xray"] = "dermoscopy" if kind == "dermoscopy" else "chest-xray"
     for folder in write_phantoms(out, kind=chosen, sites=sites, images_per_site=images, seed=seed):
-        typer.echo(str(folder))
+        typer.echo(printable(str(folder), LONGEST_LINE))
 
 
 @app.command()
@@ -68,13 +68,14 @@ def scan(
     if as_json:
         typer.echo(json.dumps(catalogue.summary(), indent=2))
         return
-    table = Table(title=f"{folder}: {len(catalogue.rows)} images accepted, {len(catalogue.rejected)} files rejected")
+    counts = f"{len(catalogue.rows)} images accepted, {len(catalogue.rejected)} files rejected"
+    table = Table(title=f"{shown(str(folder))}: {counts}")
     table.add_column("rejected file")
     table.add_column("why")
     for rejection in catalogue.rejected:
-        table.add_row(escape(rejection.file), rejection.detail)
+        table.add_row(shown(rejection.file), rejection.detail)
     for file in catalogue.missing:
-        table.add_row(escape(file), "labels.csv names it, but it is not there")
+        table.add_row(shown(file), "labels.csv names it, but it is not there")
     console().print(table)
 
 

@@ -7,6 +7,7 @@ quorum was missed) starts from the newest state BEFORE that round, so that it gi
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,15 +17,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FILE = re.compile(r"round-(\d{6})\.safetensors")
-# The round in progress, the coordinator's newest checkpoint, and the one it falls back to if that is damaged.
-_KEPT = 3
 
 
 class LocalState:
-    """The state of one site in one run and stage."""
+    """The state of one site in one run and stage.
 
-    def __init__(self, state_folder: Path, run: str, stage: int) -> None:
-        self.folder = state_folder / "runs" / run / f"stage-{stage:03d}"
+    Args:
+        state_folder: the site's.
+        run: the run's id.
+        stage: index of the stage.
+        kept: how many rounds are kept, so that the coordinator can go back to an older checkpoint.
+    """
+
+    def __init__(self, state_folder: Path, run: str, stage: int, kept: int) -> None:
+        self.run_folder = state_folder / "runs" / run
+        self.folder = self.run_folder / f"stage-{stage:03d}"
+        self._kept = kept
 
     def load_before(self, round_number: int) -> dict[str, Tensor] | None:
         """The tensors saved by the newest round before ``round_number``, or None at the start of a stage."""
@@ -43,8 +51,12 @@ class LocalState:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
         # A later round's state belongs to a history that is being replayed: it would never be read, and never pruned.
         rounds = [number for number in self._rounds() if number <= round_number]
-        for number in set(self._rounds()) - set(sorted(rounds)[-_KEPT:]):
+        for number in set(self._rounds()) - set(sorted(rounds)[-self._kept :]):
             self._path(number).unlink()
+        if len(rounds) >= self._kept:  # nobody goes back to an earlier stage any more
+            for stage in self.run_folder.glob("stage-*"):
+                if stage.name < self.folder.name:
+                    shutil.rmtree(stage, ignore_errors=True)
 
     def _rounds(self) -> list[int]:
         if not self.folder.is_dir():

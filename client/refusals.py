@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import logging
 
+from client.site import Site
 from federation_configs.records import MalformedRecord
 from federation_configs.wire import SiteError
 
@@ -17,17 +18,24 @@ class Refusal(Exception):
         self.code = code
 
 
-def code_of(error: BaseException, log: logging.Logger) -> SiteError:
-    """The code that leaves the site for an exception; its details go to the site's own log only."""
+def code_of(error: BaseException) -> SiteError:
+    """The code that leaves the site for an exception; nothing else of it does."""
     if isinstance(error, Refusal):
-        log.warning("request refused: %s", error.code.sentence)
         return error.code
     if isinstance(error, MalformedRecord):
-        log.warning("request refused: %s", error)
         return SiteError.BAD_REQUEST
-    log.error("request failed", exc_info=error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return SiteError.OUT_OF_MEMORY
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SiteError.DISK_FULL
     return SiteError.INTERNAL
+
+
+def note(site: Site, code: SiteError, error: BaseException) -> None:
+    """Enter what happened in the site's own log; a log that cannot be written must not keep the answer back."""
+    expected = isinstance(error, (Refusal, MalformedRecord))
+    with contextlib.suppress(OSError):
+        if expected:
+            site.log.warning("request refused: %s (%s)", code.sentence, error)
+        else:
+            site.log.error("request failed: %s", code.sentence, exc_info=error)

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from aiseeme_models import __version__
+from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.seeding import derive_seed, generator
 from client.local_state import LocalState
 from client.refusals import Refusal
@@ -38,17 +39,12 @@ def describe(site: Site, request: DescribeRequest) -> DescribeReply:
     """Count what the site has for a federation, decoding what its cache lacks."""
     _same_protocol(request)
     config = request.config
-    counts = {split: len(site.rows_of(split, config.holdout)) for split in ("train", "validation", "test")}
+    counts = {split: len(site.images(config.images, split, config.holdout)) for split in ("train", "validation")}
     if counts["train"] == 0:
         raise Refusal(SiteError.NO_IMAGES)
-    site.images(config.images, "train", config.holdout)
-    return DescribeReply(
-        protocol=PROTOCOL,
-        site=site.name,
-        version=__version__,
-        rejected=dict(site.rejected),
-        **counts,
-    )
+    counts["test"] = len(site.rows_of("test", config.holdout))
+    rejected = {RejectReason(reason): count for reason, count in site.rejected.items()}
+    return DescribeReply(protocol=PROTOCOL, site=site.name, version=__version__, rejected=rejected, **counts)
 
 
 def expected_size(site: Site, request: RoundRequest) -> int:
@@ -76,7 +72,7 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
     if len(images) < stage.batch_size:
         raise Refusal(SiteError.BATCH_EXCEEDS_IMAGES)
 
-    state = LocalState(site.state_folder, request.run, request.stage)
+    state = _state(site, request)
     kept = state.load_before(request.round)
     load_flat(bench.task, bench.layout, weights)
     bench.start_local(
@@ -126,27 +122,30 @@ def evaluate(site: Site, request: EvaluateRequest, weights: NDArray[np.float32])
     """
     import torch
 
-    from aiseeme_models.training.loop import heldout_loss
+    from aiseeme_models.training.loop import NonFiniteLoss, heldout_loss
     from aiseeme_models.training.shared_state import load_flat
 
     started = time.perf_counter()
     config, stage = request.config, request.config.curriculum.stage[request.stage]
     bench = _bench(site, request)
     images = site.images(config.images, "validation", config.holdout)
-    kept = LocalState(site.state_folder, request.run, request.stage).load_before(request.round + 1)
+    kept = _state(site, request).load_before(request.round + 1)
     load_flat(bench.task, bench.layout, weights)
     bench.start_local(
         _below(_LOCAL, kept) if kept else None,
         generator(config.seed, "local", site.name, request.stage),
     )
-    loss, count = heldout_loss(
-        bench.task,
-        images,
-        stage,
-        augmentation=bench.augmentation,
-        seed=derive_seed(config.seed, "heldout", site.name, request.stage),
-        device=torch.device(site.device),
-    )
+    try:
+        loss, count = heldout_loss(
+            bench.task,
+            images,
+            stage,
+            augmentation=bench.augmentation,
+            seed=derive_seed(config.seed, "heldout", site.name, request.stage),
+            device=torch.device(site.device),
+        )
+    except NonFiniteLoss:
+        raise Refusal(SiteError.NON_FINITE_LOSS) from None
     if count == 0:
         raise Refusal(SiteError.NO_IMAGES)
     return EvaluateReply(
@@ -170,6 +169,12 @@ def _bench(site: Site, request: RoundRequest) -> Workbench:
     if bench.layout.digest != request.layout_sha256:
         raise Refusal(SiteError.VERSION_MISMATCH)
     return bench
+
+
+def _state(site: Site, request: RoundRequest) -> LocalState:
+    # One more than the coordinator keeps: it may fall back to its oldest checkpoint while the next round is played.
+    kept = request.config.federation.keep_checkpoints + 1
+    return LocalState(site.state_folder, request.run, request.stage, kept)
 
 
 def _same_protocol(request: Request) -> None:

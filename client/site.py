@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from aiseeme_models.images.splits import split_of
+from aiseeme_models.images.splits import Split, split_of
 
 if TYPE_CHECKING:
     from aiseeme_models.images.cache import CachedImages
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from client.catalogue import CatalogueRow
     from federation_configs.schema import HoldOut
 
-Split = Literal["train", "validation", "test"]
+
+class _PrivateLog(logging.FileHandler):
+    """A file only the site reads. Where it cannot be written, nothing is shown elsewhere: records may name patients."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop the record."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Site:
         return sorted(chosen, key=lambda row: row.content)
 
     def images(self, options: ImageOptions, split: Split, holdout: HoldOut) -> CachedImages:
-        """The preprocessed images of a split; what the cache lacks is decoded first."""
+        """The preprocessed images of a split; what the cache lacks is decoded first, what cannot be is left out."""
         from aiseeme_models.images.cache import ImageCache
         from aiseeme_models.images.preprocessing import pipeline_key
 
@@ -60,8 +65,10 @@ class Site:
         if key not in self._opened:
             rows = self.rows_of(split, holdout)
             cache = ImageCache(self.cache_root, options)
-            cache.add({row.content: self.folder / row.file for row in rows})
-            self._opened[key] = cache.open([row.content for row in rows])
+            bad = cache.add({row.content: self.folder / row.file for row in rows})
+            if bad:
+                self.log.warning("%d files of the catalogue can no longer be used", len(bad))
+            self._opened[key] = cache.open([row.content for row in rows if row.content not in bad])
         return self._opened[key]
 
     @property
@@ -70,7 +77,7 @@ class Site:
         logger = logging.getLogger(f"aiseeme.site.{self.name}.{abs(hash(str(self.state_folder)))}")
         if not logger.handlers:
             self.state_folder.mkdir(parents=True, exist_ok=True)
-            handler = logging.FileHandler(self.state_folder / "site.log", delay=True)
+            handler = _PrivateLog(self.state_folder / "site.log", delay=True)
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(handler)
             logger.propagate = False

@@ -10,6 +10,7 @@ from torch import Tensor
 from aiseeme_models.backbones import build_backbone
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.pretext import PretextTask, build_task
+from aiseeme_models.training.device import make_deterministic
 from aiseeme_models.training.shared_state import (
     SharedLayout,
     layout_of,
@@ -55,6 +56,7 @@ def workbench(config: FederationConfig, stage: int, device: str) -> Workbench:
 
 
 def _build(config: FederationConfig, stage: int, device: str, key: tuple[str, int, str]) -> Workbench:
+    make_deterministic(device)
     preset = config.images.resolved_preset
     options = config.curriculum.stage[stage]
     backbone = build_backbone(config.model.backbone, norm=config.model.norm, in_channels=preset.channels)

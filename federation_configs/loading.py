@@ -19,6 +19,8 @@ from federation_configs.schema import FederationConfig
 READY_MADE = Path(__file__).parent
 MAX_BYTES = 1_000_000
 
+_TOO_DEEP = "nested too deeply; a federation has tables in tables, three or four deep"
+
 
 def ready_made() -> dict[str, Path]:
     """The federations that ship with the package, by name."""
@@ -47,6 +49,7 @@ def load_config(reference: str | Path) -> FederationConfig:
 
     Raises:
         InputError: every problem that was found, each with the file, the key and what would be right.
+        OSError: the file cannot be read.
     """
     path = find_config(reference)
     if path.stat().st_size > MAX_BYTES:
@@ -55,7 +58,9 @@ def load_config(reference: str | Path) -> FederationConfig:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); a federation is a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise InputError(f"{path}: {_TOO_DEEP}") from None
+    except ValueError as error:  # TOMLDecodeError, and numbers of thousands of digits
         raise InputError(f"{path}: not valid TOML: {error}") from None
     return check_config(data, where=str(path))
 
@@ -64,7 +69,13 @@ def check_config(data: dict[str, Any], where: str) -> FederationConfig:
     """Check a configuration that was parsed already; ``where`` names its origin in errors."""
     try:
         # JSON mode: TOML arrays are accepted where tuples are meant, and nothing else is coerced.
-        return FederationConfig.model_validate_json(json.dumps(data, default=str))
+        text = json.dumps(data, default=str)
+    except RecursionError:
+        raise InputError(f"{where}: {_TOO_DEEP}") from None
+    except ValueError as error:  # hexadecimal numbers of thousands of digits
+        raise InputError(f"{where}: {error}") from None
+    try:
+        return FederationConfig.model_validate_json(text)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     except ValidationError as error:

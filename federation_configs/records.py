@@ -5,7 +5,6 @@ Weights travel as ONE array because every array costs at least two objects and a
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import TypeVar
 
 import numpy as np
@@ -34,14 +33,19 @@ def pack(body: Options, weights: NDArray[np.float32] | None = None) -> RecordDic
     return content
 
 
-def unpack_body(content: RecordDict, kind: type[Body]) -> Body:
+def unpack_body(content: RecordDict, kind: type[Body], *, weights: bool = False) -> Body:
     """The body of a record that another party sent.
+
+    Args:
+        content: the record.
+        kind: what its body should be.
+        weights: whether an array was agreed beside the body; without, there may be none.
 
     Raises:
         MalformedRecord: unknown or missing records or fields, wrong types, values outside their limits.
     """
     records = dict(content.items())
-    if not set(records) <= {BODY, WEIGHTS} or not isinstance(records.get(BODY), ConfigRecord):
+    if set(records) != ({BODY, WEIGHTS} if weights else {BODY}) or not isinstance(records.get(BODY), ConfigRecord):
         raise MalformedRecord("it has records other than those agreed")
     record = content.config_records[BODY]
     text = record.get(JSON)
@@ -71,17 +75,17 @@ def unpack_weights(content: RecordDict, size: int) -> NDArray[np.float32]:
     array = record[FLAT]
     if array.dtype != "float32" or tuple(array.shape) != (size,):
         raise MalformedRecord(f"its array is not float32 of shape ({size},)")
-    if len(array.data) > 4 * size + _NPY_HEADER_LIMIT:
-        raise MalformedRecord("its array has more bytes than its shape says")
-    try:
-        stream = BytesIO(array.data)
-        version = np.lib.format.read_magic(stream)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = read_header[version](stream, max_header_size=_NPY_HEADER_LIMIT)
-        if shape != (size,) or fortran or dtype != np.dtype("<f4"):
-            raise MalformedRecord(f"its array is not float32 of shape ({size},)")
-        return np.frombuffer(array.data, dtype="<f4", count=size, offset=stream.tell())
-    except MalformedRecord:
-        raise
-    except (ValueError, KeyError, TypeError, SyntaxError):
-        raise MalformedRecord("its array cannot be read") from None
+    header = len(array.data) - 4 * size
+    if not 0 < header <= _NPY_HEADER_LIMIT or not _is_header(array.data[:header], size):
+        raise MalformedRecord("its array cannot be read")
+    return np.frombuffer(array.data, dtype="<f4", count=size, offset=header)
+
+
+def _is_header(header: bytes, size: int) -> bool:
+    """Whether ``header`` is the one that NumPy writes for a ``(size,)`` float32 array (format version 1.0).
+
+    It is compared, not parsed: NumPy parses a header as Python, which another party must not feed.
+    """
+    expected = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({size},), }}".encode()
+    said = int.from_bytes(header[8:10], "little")
+    return header[:8] == b"\x93NUMPY\x01\x00" and said == len(header) - 10 and header[10:].strip(b" \n") == expected

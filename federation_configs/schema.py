@@ -56,7 +56,8 @@ class FederationOptions(Options):
     """How rounds are played.
 
     ``min_sites`` valid replies make a round; within ``round_deadline_s`` seconds every site is waited for; a round
-    without quorum is asked again ``round_retries`` times, and then the run fails.
+    without quorum is asked again ``round_retries`` times, and then the run fails. A site's number of images is its
+    weight and nobody can check it from outside: one that declares more than ``max_images_per_site`` is not let in.
     """
 
     min_sites: int = Field(default=2, ge=1)
@@ -65,6 +66,7 @@ class FederationOptions(Options):
     aggregation: str = "fedavg"
     aggregation_options: SerializeAsAny[Options] = Field(default_factory=Options)
     keep_checkpoints: int = Field(default=2, ge=2)
+    max_images_per_site: int = Field(default=1_000_000, ge=1, lt=2**31)
 
     @model_validator(mode="before")
     @classmethod

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.options import Options
 from federation_configs.schema import NAME, FederationConfig
 
@@ -21,7 +22,8 @@ VERSION = r"^[0-9A-Za-z.+-]{1,40}$"
 
 Count = Annotated[int, Field(ge=0, le=2**31)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
-Loss = Annotated[float, Field(ge=-1e9, le=1e9)]
+# Every pretext loss here is bounded below by 0; a larger one than this is no training.
+Loss = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class SiteError(IntEnum):
@@ -75,7 +77,7 @@ class DescribeReply(Options):
     train: Count
     validation: Count
     test: Count
-    rejected: dict[Annotated[str, Field(pattern=r"^[a-z-]{1,40}$")], Count] = Field(max_length=64)
+    rejected: dict[RejectReason, Count]
 
 
 class RoundRequest(Request):

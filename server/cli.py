@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from federation_configs.command_line import console, run_app, show_version
+from aiseeme_models.printable import LONGEST_LINE, printable
+from federation_configs.command_line import console, run_app, show_version, shown
 
 if TYPE_CHECKING:
     from server.registry import RunRow
@@ -110,7 +111,7 @@ def runs(home: Home = None, as_json: Json = False) -> None:
         typer.echo(json.dumps(listed, indent=2))
         return
     if not rows:
-        typer.echo(f"no runs in {folder} yet; `aiseeme simulate` makes one")
+        _line(f"no runs in {folder} yet; `aiseeme simulate` makes one")
         return
     table = Table()
     for title in ("run", "name", "status", "rounds", "sites", "started", "reason"):
@@ -118,7 +119,8 @@ def runs(home: Home = None, as_json: Json = False) -> None:
     for row in rows:
         rounds = f"{row.rounds_done}/{row.rounds_total}"
         complete = f"{row.sites_complete}/{row.sites_total}" if row.status == "done" else str(row.sites_total)
-        table.add_row(row.id, row.name, _status(folder, row), rounds, complete, row.created[:19], row.reason)
+        texts = (row.id, row.name, _status(folder, row), rounds, complete, row.created[:19], row.reason)
+        table.add_row(*(shown(text) for text in texts))
     console().print(table)
 
 
@@ -138,7 +140,7 @@ def show(run: RunId, home: Home = None, as_json: Json = False) -> None:
         typer.echo(json.dumps(status, indent=2))
         return
     for key in ("id", "name", "status", "reason", "rounds_done", "rounds_total", "created", "folder"):
-        typer.echo(f"{key:13} {status[key]}")
+        _line(f"{key:13} {status[key]}")
     if status["status"] == "interrupted":
         typer.echo(f"go on with: aiseeme resume {row.id}")
 
@@ -158,12 +160,12 @@ def evaluate(
     from server.run_folder import runs_home
     from server.tables import probe_table
 
-    shown = console(stderr=as_json)
-    scores = evaluate_run(run, data, home=runs_home(home), device=choose_device(device), progress=Progress(shown))
+    screen = console(stderr=as_json)
+    scores = evaluate_run(run, data, home=runs_home(home), device=choose_device(device), progress=Progress(screen))
     if as_json:
         typer.echo(json.dumps(scores, indent=2))
     else:
-        shown.print(probe_table(scores["probe"], scores["baselines"]))
+        screen.print(probe_table(scores["probe"], scores["baselines"]))
 
 
 @app.command()
@@ -177,7 +179,7 @@ def doctor(home: Home = None, as_json: Json = False) -> None:
         typer.echo(json.dumps([finding.model_dump() for finding in findings], indent=2))
     else:
         for finding in findings:
-            typer.echo(f"{'ok  ' if finding.ok else 'BAD '} {finding.what:12} {finding.says}")
+            _line(f"{'ok  ' if finding.ok else 'BAD '} {finding.what:12} {finding.says}")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
 
@@ -189,7 +191,7 @@ def check(config: ConfigReference) -> None:
 
     loaded = load_config(config)
     stages = ", ".join(f"{stage.task} ({stage.rounds} rounds)" for stage in loaded.curriculum.stage)
-    typer.echo(f"{find_config(config)}: fine: {loaded.name}: {stages}; sha256 {config_sha256(loaded)}")
+    _line(f"{find_config(config)}: fine: {loaded.name}: {stages}; sha256 {config_sha256(loaded)}")
 
 
 @config_app.command("show")
@@ -199,6 +201,10 @@ def show_config(config: ConfigReference, as_json: Json = False) -> None:
 
     loaded = load_config(config)
     typer.echo(json.dumps(loaded.model_dump(mode="json"), indent=2) if as_json else to_toml(loaded))
+
+
+def _line(text: str) -> None:
+    typer.echo(printable(text, LONGEST_LINE))
 
 
 def _status(home: Path, row: RunRow) -> str:
@@ -222,4 +228,4 @@ def _show_results(results: Results, folder: Path, as_json: bool) -> None:
 
 def main() -> None:
     """The console script."""
-    run_app(app)
+    run_app(app, interrupted="interrupted; `aiseeme runs` says which run can be resumed")

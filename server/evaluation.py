@@ -9,11 +9,11 @@ from aiseeme_models.errors import InputError
 from aiseeme_models.images.cache import ImageCache
 from client.catalogue import scan
 from federation_configs.loading import load_config
+from server.final_files import MODEL
 from server.global_model import load_backbone
 from server.probing import probe_run
 from server.progress import Progress
 from server.run_folder import CONFIG, existing_registry
-from server.run_record import MODEL
 
 
 def evaluate_run(run: str, data: Path, *, home: Path, device: str, progress: Progress) -> dict[str, Any]:

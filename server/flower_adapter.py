@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.supercore.task_identity import TaskIdentity
 
 FLWR_VERSION = "1.41.0"
@@ -13,6 +13,11 @@ def act_as(run_id: int, node_id: int) -> None:
     TaskIdentity.task_id = 1
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = node_id
+
+
+def name_message(message: Message, message_id: str) -> None:
+    """Give a message its id, as a SuperLink does (`Metadata` has no public way)."""
+    message.metadata.__dict__["_message_id"] = message_id
 
 
 def site_index(context: Context) -> int:

@@ -10,7 +10,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from server.flower_adapter import act_as
+from server.flower_adapter import act_as, name_message
 
 if TYPE_CHECKING:
     from flwr.supercore.run import Run
@@ -73,7 +73,7 @@ class LocalGrid(Grid):
         for message in messages:
             self._sent += 1
             message_id = f"local-{self._sent}"
-            message.metadata.__dict__["_message_id"] = message_id
+            name_message(message, message_id)
             self._waiting[message_id] = message
             ids.append(message_id)
         return ids

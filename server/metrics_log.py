@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aiseeme_models.atomic_files import write_atomically
+from aiseeme_models.errors import RunFailed
 
 FILE = "metrics.jsonl"
 
@@ -19,21 +20,45 @@ class MetricsLog:
         self.path = run_folder / FILE
 
     def append(self, lines: list[dict[str, Any]]) -> None:
-        """Add lines, durably."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
+        """Add lines, durably.
+
+        Raises:
+            RunFailed: they cannot be written, for instance because the disk is full.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunFailed(f"{self.path} could not be written: {error.strerror}") from error
 
     def cut_after(self, round_number: int) -> None:
-        """Keep only whole lines of rounds up to ``round_number``."""
-        if self.path.exists():
-            kept = [line for line in self._lines() if line["round"] <= round_number]
-            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        """Keep only whole lines of rounds up to ``round_number``.
 
-    def _lines(self) -> list[dict[str, Any]]:
-        lines = []
-        for text in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if text.endswith("\n"):  # a crash may have cut the last line
-                lines.append(json.loads(text))
-        return lines
+        Raises:
+            RunFailed: the file cannot be written.
+        """
+        if not self.path.exists():
+            return
+        kept = [line for line in read_lines(self.path)[0] if line.get("round", 0) <= round_number]
+        try:
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        except OSError as error:
+            raise RunFailed(f"{self.path} could not be written: {error.strerror}") from error
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a ``metrics.jsonl`` that are JSON objects, and how many are not (a crash may cut one)."""
+    lines: list[dict[str, Any]] = []
+    unread = 0
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            line = None
+        if isinstance(line, dict):
+            lines.append(line)
+        else:
+            unread += bool(text.strip())
+    return lines, unread

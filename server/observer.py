@@ -10,7 +10,7 @@ from server.run_state import RunState
 
 
 class Observer(Protocol):
-    """Told what happens, as it happens. Nothing it does changes a run."""
+    """Told what happens, as it happens."""
 
     def sites_described(self, state: RunState, refused: dict[str, Refused]) -> None:
         """The sites said what they have."""
@@ -29,6 +29,9 @@ class Observer(Protocol):
 
     def stage_done(self, config: FederationConfig, state: RunState, stage: int) -> None:
         """A stage has ended."""
+
+    def note(self, text: str) -> None:
+        """Something that a person should know, in a sentence."""
 
 
 class Silent:
@@ -50,4 +53,7 @@ class Silent:
         """See `Observer`."""
 
     def stage_done(self, config: FederationConfig, state: RunState, stage: int) -> None:
+        """See `Observer`."""
+
+    def note(self, text: str) -> None:
         """See `Observer`."""

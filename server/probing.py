@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,9 +58,11 @@ def probe_run(
     from aiseeme_models.images.augmentation import BatchAugmentation
     from server.global_model import new_backbone
 
-    unique = {row.content: row for row in rows if row.label is not None}
-    test = [row for row in unique.values() if _is_test(config, row)]
-    train = [row for row in unique.values() if not _is_test(config, row)]
+    labelled = [row for row in rows if row.label is not None]
+    # An image that two hospitals hold under different ids may be in pretraining at one: then it tests nothing.
+    seen = {row.content for row in rows if not _is_test(config, row)}
+    test = list({row.content: row for row in labelled if _is_test(config, row) and row.content not in seen}.values())
+    train = list({row.content: row for row in labelled if not _is_test(config, row)}.values())
     if (note := _impossible(train, test)) is not None:
         return ProbeOutcome(None, None, note)
     preset = config.images.resolved_preset
@@ -71,6 +74,7 @@ def probe_run(
         from aiseeme_models.downstream.probe import knn_probe, linear_probe
 
         if config.model.norm == "batch-local":
+            candidate = copy.deepcopy(candidate)  # the delivered model does not depend on what it is probed with
             recalibrate_batch_norm(candidate, train_set.images, plain, device=device)
         x = extract_features(candidate, train_set.images, plain, device=device)
         x_test = extract_features(candidate, test_set.images, plain, device=device)

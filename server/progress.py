@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from aiseeme_models.printable import LONGEST_LINE
+from federation_configs.command_line import shown
 from server.observer import Silent
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from server.run_state import RunState
 
 _LISTED = 10
+_RECENT_ROUNDS = 3
 
 
 class Progress(Silent):
@@ -33,13 +36,15 @@ class Progress(Silent):
         self.on_state: Callable[[RunState], object] = lambda state: None
         self._bars: Bars | None = None
         self._config: FederationConfig | None = None
-        self._site_started: dict[str, float] = {}
+        self._stage: int | None = None
+        self._local_epochs = 1
         self._round_speed: list[float] = []
-        self._folder: Path | None = None
+        self._rounds_s_before = 0.0
+        self._recent_s: deque[float] = deque(maxlen=_RECENT_ROUNDS)
 
     def say(self, text: str) -> None:
         """One line of text, shown as it is."""
-        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        self.console.print(shown(text, LONGEST_LINE), highlight=False, soft_wrap=True)
 
     @contextmanager
     def reading(self, folder: Path) -> Iterator[Callable[[], None]]:
@@ -51,7 +56,7 @@ class Progress(Silent):
         with Bars(
             TextColumn("reading {task.fields[folder]}"), TextColumn("{task.completed} new images"), console=self.console
         ) as bars:
-            task = bars.add_task("", folder=escape(str(folder)), total=None)
+            task = bars.add_task("", folder=shown(str(folder)), total=None)
             yield lambda: bars.advance(task)
 
     def start(
@@ -63,15 +68,17 @@ class Progress(Silent):
         missing: Sequence[str],
     ) -> None:
         """Who takes part, with what."""
-        self._config, self._folder = config, folder
+        self._config = config
         classes = list(table[0].classes) if table else []
-        title = f"{config.name}: {len(table)} simulated hospitals (a group is a patient or lesion, never divided)"
-        shown = Table(title=title)
+        title = (
+            f"{shown(config.name)}: {len(table)} simulated hospitals (a group is a patient or lesion, never divided)"
+        )
+        sites = Table(title=title)
         for title in ("site", "images", "groups", *classes):
-            shown.add_column(escape(title), justify="left" if title == "site" else "right", no_wrap=True)
+            sites.add_column(shown(title), justify="left" if title == "site" else "right", no_wrap=True)
         for row in table:
-            shown.add_row(escape(row.site), str(row.images), str(row.groups), *(str(row.classes[c]) for c in classes))
-        self.console.print(shown)
+            sites.add_row(shown(row.site), str(row.images), str(row.groups), *(str(row.classes[c]) for c in classes))
+        self.console.print(sites)
         for where, file, why in rejected[:_LISTED]:
             self.say(f"skipped {where}: {file}: {why}")
         if len(rejected) > _LISTED:
@@ -107,18 +114,23 @@ class Progress(Silent):
         """A site of this machine made an optimiser step."""
         if self._bars is not None:
             self._bars.update(
-                self._step_task, description=escape(site), completed=step, total=steps, detail=f"loss {loss:.3f}"
+                self._step_task, description=shown(site), completed=step, total=steps, detail=f"loss {loss:.3f}"
             )
 
     def round_started(self, config: FederationConfig, state: RunState, round_number: int, attempt: int) -> None:
         """See `Observer`."""
-        self._round_speed.clear()
+        options = config.curriculum.stage[state.stage]
+        if not attempt:
+            self._round_speed.clear()
+            self._rounds_s_before = state.rounds_s
+        if state.stage != self._stage:
+            self._recent_s.clear()
+        self._stage, self._local_epochs = state.stage, options.local_epochs
         if attempt:
             self.say(
                 f"round {round_number}: asking the missing sites again ({attempt} of {config.federation.round_retries})"
             )
         if self._bars is not None:
-            options = config.curriculum.stage[state.stage]
             self._bars.update(
                 self._rounds_task,
                 completed=state.round,
@@ -132,8 +144,7 @@ class Progress(Silent):
 
     def site_answered(self, site: str, images: int, seconds: float, loss: float) -> None:
         """See `Observer`."""
-        assert self._config is not None
-        self._round_speed.append(images / max(seconds, 1e-9))
+        self._round_speed.append(images * self._local_epochs / max(seconds, 1e-9))
 
     def site_missed(self, site: str, why: Refused) -> None:
         """See `Observer`."""
@@ -146,8 +157,9 @@ class Progress(Silent):
             self._bars.update(self._rounds_task, completed=state.round)
         assert self._config is not None
         speed = sum(self._round_speed) / len(self._round_speed) if self._round_speed else 0.0
-        per_round = state.rounds_s / state.round
-        left = per_round * (self._config.rounds - state.round)
+        # Rounds of another stage take another time, and the first ones of a run are slow.
+        self._recent_s.append(state.rounds_s - self._rounds_s_before)
+        left = sum(self._recent_s) / len(self._recent_s) * _rounds_left(self._config, state)
         answered = len(self._round_speed)
         tail = f", held-out {heldout:.3f}" if heldout is not None else ""
         self.say(
@@ -162,6 +174,17 @@ class Progress(Silent):
             f"stage {stage + 1}/{len(state.stages)} {config.curriculum.stage[stage].task} ended by {record.stopped_by}"
             f" after {record.rounds_done} rounds"
         )
+
+    def note(self, text: str) -> None:
+        """See `Observer`."""
+        self.say(text)
+
+
+def _rounds_left(config: FederationConfig, state: RunState) -> int:
+    """The most rounds that can still come; a plateau may have ended stages before."""
+    if state.finished:
+        return 0
+    return sum(stage.rounds for stage in config.curriculum.stage[state.stage :]) - state.round_in_stage
 
 
 def _duration(seconds: float) -> str:

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -20,15 +19,17 @@ if TYPE_CHECKING:
 Outcome = TypeVar("Outcome")
 
 
-def play_with_ray(client_app: ClientApp, sites: int, play: Callable[[Grid], Outcome]) -> Outcome:
+def play_with_ray(client_app: ClientApp, sites: int, play: Callable[[Grid], Outcome], *, use_gpu: bool) -> Outcome:
     """Run ``play`` with the Grid of a Ray simulation of ``sites`` sites.
 
-    A site takes one GPU while it works where there are any, else one core.
+    A site takes one core while it works and, with ``use_gpu``, one GPU. It sees no other GPU than that one, which is
+    ``cuda`` to it (``cuda:0``) whatever its number on the machine is.
 
     Args:
         client_app: the hospital's app; it and what it refers to must be picklable by Ray.
         sites: number of virtual SuperNodes.
         play: drives the Grid; its result is given back, its exception raised.
+        use_gpu: whether the sites compute on GPUs. All GPUs that Ray sees are used, one per working site.
 
     Raises:
         InputError: Ray is not installed.
@@ -48,8 +49,7 @@ def play_with_ray(client_app: ClientApp, sites: int, play: Callable[[Grid], Outc
         except BaseException as error:  # carried to the caller's thread
             failures.append(error)
 
-    gpus = torch.cuda.device_count()
-    resources: dict[str, ConfigRecordValues] = {"num_cpus": 1.0, "num_gpus": 1.0 if gpus else 0.0}
+    resources: dict[str, ConfigRecordValues] = {"num_cpus": 1.0, "num_gpus": 1.0 if use_gpu else 0.0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         run_simulation(

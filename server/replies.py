@@ -7,7 +7,15 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
 from federation_configs.records import MalformedRecord, unpack_body, unpack_weights
-from federation_configs.wire import EvaluateReply, RoundReply, RoundRequest, SiteError, TrainReply
+from federation_configs.wire import (
+    EvaluateReply,
+    EvaluateRequest,
+    RoundReply,
+    RoundRequest,
+    SiteError,
+    TrainReply,
+    TrainRequest,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +36,7 @@ class Missed(StrEnum):
     IMPOSSIBLE_COUNT = "impossible-count"
     NOT_FINITE = "not-finite"
     OUT_OF_RANGE = "out-of-range"
+    NEGATIVE_VARIANCE = "negative-variance"
 
 
 @dataclass(frozen=True)
@@ -52,28 +61,45 @@ def error_in(message: Message) -> Refused | None:
     return Refused(Missed.FOREIGN_ERROR, f"the site's client failed (Flower error {int(message.error.code)})")
 
 
-def check_round_reply(
-    message: Message, kind: type[Reply], *, site: str, asked: RoundRequest, declared: int
-) -> Reply | Refused:
-    """Check everything of a reply but its array.
+def check_training(message: Message, *, site: str, asked: TrainRequest, declared: int) -> TrainReply | Refused:
+    """Check everything of a reply to a training request but its array.
 
     Args:
         message: the reply.
-        kind: what it should be.
         site: the name under which its sender described itself.
         asked: the request.
-        declared: how many images the site said it has for this; it may not claim more, nor none.
+        declared: how many training images the site said it has; that, and the steps they make, is what it must claim.
     """
+    body = _checked(message, TrainReply, site=site, asked=asked, weights=True)
+    if isinstance(body, Refused):
+        return body
+    stage = asked.config.curriculum.stage[asked.stage]
+    if body.images != declared:
+        return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.images} images; the site declared {declared}")
+    if body.steps != stage.local_epochs * (declared // min(stage.batch_size, declared)):
+        return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.steps} steps; its images do not make so many")
+    return body
+
+
+def check_evaluation(message: Message, *, site: str, asked: EvaluateRequest, declared: int) -> EvaluateReply | Refused:
+    """Check a reply to an evaluation request; ``declared`` is the site's number of validation images."""
+    body = _checked(message, EvaluateReply, site=site, asked=asked, weights=False)
+    if isinstance(body, EvaluateReply) and not 1 <= body.images <= declared:
+        return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.images} images; the site declared {declared}")
+    return body
+
+
+def _checked(message: Message, kind: type[Reply], *, site: str, asked: RoundRequest, weights: bool) -> Reply | Refused:
     if (error := error_in(message)) is not None:
         return error
     try:
-        body = unpack_body(message.content, kind)
+        body = unpack_body(message.content, kind, weights=weights)
     except MalformedRecord as malformed:
         return Refused(Missed.MALFORMED, f"the reply was refused: {malformed}")
     if (body.site, body.round, body.stage) != (site, asked.round, asked.stage):
         return Refused(Missed.WRONG_QUESTION, "the reply answers for another site, round or stage")
-    if not 1 <= body.images <= declared:
-        return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.images} images; the site declared {declared}")
+    if body.seconds > asked.config.federation.round_deadline_s:
+        return Refused(Missed.IMPOSSIBLE_COUNT, "the reply claims to have worked longer than the deadline allows")
     return body
 
 
@@ -83,15 +109,3 @@ def weights_of(message: Message, size: int) -> NDArray[np.float32] | Refused:
         return unpack_weights(message.content, size)
     except MalformedRecord as malformed:
         return Refused(Missed.MALFORMED, f"the reply was refused: {malformed}")
-
-
-__all__ = [
-    "NO_ANSWER",
-    "EvaluateReply",
-    "Missed",
-    "Refused",
-    "TrainReply",
-    "check_round_reply",
-    "error_in",
-    "weights_of",
-]

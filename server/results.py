@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,20 +10,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.downstream.metrics import ProbeScore
 from aiseeme_models.errors import InputError
+from aiseeme_models.printable import LONGEST_LINE, printable
+
+__all__ = ["FILE", "Baselines", "MissedRound", "Probes", "Results", "Seconds", "SiteResult", "StageResult", "printable"]
 
 FILE = "results.json"
-_LONGEST_TEXT, _LONGEST_REASON = 300, 5000
-
-
-def printable(text: str, longest: int = _LONGEST_TEXT) -> str:
-    """``text`` on one line, without control and direction-changing characters, cut to a readable length."""
-    shown = "".join("\ufffd" if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co") else char for char in text)
-    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
-
 
 # Site names, reasons and labels may come from a hospital's machine: nothing in them is trusted.
 Text = Annotated[str, AfterValidator(printable)]
-Reason = Annotated[str, AfterValidator(lambda text: printable(text, _LONGEST_REASON))]
+Reason = Annotated[str, AfterValidator(lambda text: printable(text, LONGEST_LINE))]
 
 
 class _Part(BaseModel):

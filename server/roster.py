@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from flwr.app import Message
     from flwr.serverapp import Grid
 
+_LATER_DEADLINE_S = 60.0
+
 
 class Roster:
     """The sites of a federation and the nodes they answer from.
@@ -33,7 +35,7 @@ class Roster:
         self._grid, self._clock = grid, clock
         self._request = DescribeRequest(run=run, config=config)
         self._names = frozenset(site_names)
-        self._deadline_s = config.federation.round_deadline_s
+        self._federation = config.federation
         self.nodes: dict[int, str] = {}
         self.refused: dict[str, Refused] = {}
 
@@ -45,8 +47,11 @@ class Roster:
             return
         anonymous: list[Refused] = []
         contents = dict.fromkeys(unknown, pack(self._request))
+        # The first description may decode a hospital's whole folder; later, the others must not wait so long.
+        deadline = self._federation.round_deadline_s
+        deadline = deadline if not self.nodes else min(deadline, _LATER_DEADLINE_S)
         for node, message in ask(
-            self._grid, contents, "query.describe", group="describe", deadline_s=self._deadline_s, clock=self._clock
+            self._grid, contents, "query.describe", group="describe", deadline_s=deadline, clock=self._clock
         ):
             described = self._check(message)
             if isinstance(described, Refused):
@@ -55,14 +60,9 @@ class Roster:
             self.nodes[node] = described.site
             site = state.sites[described.site]
             site.images, site.validation = described.train, described.validation
-            site.rejected = dict(described.rejected)
-        # A node that sent no valid description cannot be trusted to name itself: with one left, it is the missing one.
+            site.rejected = {reason.value: count for reason, count in described.rejected.items()}
         absent = sorted(self._names - set(self.nodes.values()))
-        why = anonymous[0] if len({refusal.sentence for refusal in anonymous}) == 1 else NO_ANSWER
-        if len(anonymous) > 1 and why is NO_ANSWER:
-            sentences = ", ".join(sorted({refusal.sentence for refusal in anonymous}))
-            why = Refused(Missed.NO_ANSWER, f"one of the sites that did not describe themselves ({sentences})")
-        self.refused = dict.fromkeys(absent, why)
+        self.refused = dict.fromkeys(absent, _why(absent, anonymous))
         observer.sites_described(state, self.refused)
 
     def _check(self, message: Message | None) -> DescribeReply | Refused:
@@ -80,4 +80,17 @@ class Roster:
             return Refused(Missed.SITE_ERROR, "the coordinator and the site run different versions")
         if body.train < 1:
             return Refused(Missed.IMPOSSIBLE_COUNT, "its description counts no training image")
+        if max(body.train, body.validation) > self._federation.max_images_per_site:
+            limit = self._federation.max_images_per_site
+            return Refused(Missed.IMPOSSIBLE_COUNT, f"it declares more than max_images_per_site = {limit} images")
         return body
+
+
+def _why(absent: list[str], refusals: list[Refused]) -> Refused:
+    """Why the absent sites are absent: a node without a valid description cannot be trusted to say which one it is."""
+    sentences = sorted({refusal.sentence for refusal in refusals})
+    if len(refusals) == len(absent) and len(sentences) == 1:
+        return refusals[0]
+    if not sentences:
+        return NO_ANSWER
+    return Refused(Missed.NO_ANSWER, f"it did not describe itself; nodes that did not: {', '.join(sentences)}")

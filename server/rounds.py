@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from server.exchange import ask
 from server.global_model import StageModel, start_of_stage
 from server.metrics_log import MetricsLog
 from server.observer import Observer, Silent
-from server.replies import NO_ANSWER, Missed, Refused, check_round_reply, weights_of
+from server.replies import NO_ANSWER, Missed, Refused, check_evaluation, check_training, weights_of
 from server.roster import Roster
 from server.run_state import RunState, SiteState, StageState, mean_over_sites
 
@@ -36,6 +37,7 @@ _REFUSED = {
     "weight": Missed.IMPOSSIBLE_COUNT,
     "not-finite": Missed.NOT_FINITE,
     "out-of-range": Missed.OUT_OF_RANGE,
+    "negative-variance": Missed.NEGATIVE_VARIANCE,
 }
 
 
@@ -52,6 +54,7 @@ class RoundLoop:
         observer: told what happens.
         clock: seconds for deadlines.
         parallel: whether sites work at the same time (then the slowest is what a round costs, else their sum).
+        earlier_s: wall seconds of the rounds that other processes played before this one.
     """
 
     grid: Grid
@@ -62,6 +65,7 @@ class RoundLoop:
     observer: Observer = field(default_factory=Silent)
     clock: Callable[[], float] = time.monotonic
     parallel: bool = True
+    earlier_s: float = field(default=0.0, init=False)
 
     def play(self) -> tuple[RunState, NDArray[np.float32]]:
         """Play what is left of the run. Gives its state and the last stage's flat vector ``(P,)``.
@@ -96,6 +100,10 @@ class RoundLoop:
 
     def _restore(self) -> tuple[RunState, StageModel, Aggregation]:
         checkpoint = self._store.latest()
+        for warning in self._store.warnings:
+            self.observer.note(warning)
+        if checkpoint is None and self._store.rounds():
+            raise RunFailed(f"{self.folder}: none of its checkpoints can be used, so the run cannot go on")
         if checkpoint is None:
             model = start_of_stage(self.config, 0, None)
             stages = [StageState() for _ in self.config.curriculum.stage]
@@ -114,6 +122,7 @@ class RoundLoop:
         aggregation = self._aggregation(model)
         aggregation.load_state(checkpoint.optimizer_state)
         self._metrics.cut_after(state.round)
+        self.earlier_s = state.rounds_s
         return state, model, aggregation
 
     def _gather(self, state: RunState) -> None:
@@ -140,6 +149,7 @@ class RoundLoop:
             if len(counted) >= self.config.federation.min_sites:
                 break
         else:
+            shutil.rmtree(self.folder / "scratch", ignore_errors=True)  # the sites' updates do not stay behind
             raise RunFailed(self._lost_quorum(number, len(counted), refused))
         for name, site in state.sites.items():
             if name in counted:
@@ -204,7 +214,7 @@ class RoundLoop:
             outcome: TrainReply | Refused = NO_ANSWER
             if message is not None:
                 declared = state.sites[name].images
-                outcome = check_round_reply(message, TrainReply, site=name, asked=asked, declared=declared)
+                outcome = check_training(message, site=name, asked=asked, declared=declared)
                 if isinstance(outcome, TrainReply):
                     outcome = self._fold(message, outcome, aggregation, vector.size)
             if isinstance(outcome, Refused):
@@ -242,14 +252,16 @@ class RoundLoop:
         )
         losses = []
         for node, message in answers:
-            if message is None:
+            reply: EvaluateReply | Refused = NO_ANSWER
+            if message is not None:
+                declared = state.sites[nodes[node]].validation
+                reply = check_evaluation(message, site=nodes[node], asked=asked, declared=declared)
+            if isinstance(reply, Refused):
+                self.observer.note(f"{nodes[node]} did not measure the held-out loss: {reply.sentence}")
                 continue
-            declared = state.sites[nodes[node]].validation
-            reply = check_round_reply(message, EvaluateReply, site=nodes[node], asked=asked, declared=declared)
-            if isinstance(reply, EvaluateReply):
-                losses.append((reply.loss, reply.images))
-                if not self.parallel:
-                    state.training_s += reply.seconds
+            losses.append((reply.loss, reply.images))
+            if not self.parallel:
+                state.training_s += reply.seconds
         return mean_over_sites(losses)
 
     def _advance(self, state: RunState) -> bool:
@@ -283,7 +295,9 @@ class RoundLoop:
     def _aggregation(self, model: StageModel) -> Aggregation:
         federation = self.config.federation
         options = federation.aggregation_options.model_dump()
-        return build_aggregation(federation.aggregation, options, model.layout.statistic_slices)
+        return build_aggregation(
+            federation.aggregation, options, model.layout.statistic_slices, model.layout.variance_slices
+        )
 
     def _save(
         self, state: RunState, model: StageModel, aggregation: Aggregation, vector: NDArray[np.float32], played: int

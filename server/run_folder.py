@@ -55,6 +55,8 @@ class SimulationPlan(BaseModel):
         engine: ``local`` or ``ray``.
         device: torch device of the sites.
         images_sha256: digest of every site's accepted images, so that a resumed run sees the same ones.
+        threads: torch's threads; another number may give other bits.
+        versions: of AISEEME and torch; others may give other bits.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,6 +67,8 @@ class SimulationPlan(BaseModel):
     engine: str
     device: str
     images_sha256: str
+    threads: int
+    versions: dict[str, str]
 
     def save(self, folder: Path) -> None:
         """Write ``simulation.json``."""
@@ -84,8 +88,8 @@ class SimulationPlan(BaseModel):
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a run's folder.
+def held(folder: Path, *, only_look: bool = False) -> Iterator[None]:
+    """Hold a run's folder; ``only_look`` does not get in the way of others who look.
 
     Raises:
         InputError: another process plays the run.
@@ -93,7 +97,7 @@ def held(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if only_look else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{folder.name}: another process is playing this run now") from None
         yield
@@ -102,7 +106,7 @@ def held(folder: Path) -> Iterator[None]:
 def is_held(folder: Path) -> bool:
     """Whether a process plays the run now; a run that says ``running`` and is not held was interrupted."""
     try:
-        with held(folder):
+        with held(folder, only_look=True):
             return False
     except InputError:
         return True

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from aiseeme_models import __version__
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import InputError, RunFailed
 from aiseeme_models.images.labels import PHANTOM_COLUMN
+from aiseeme_models.training.device import choose_device
 from client.app import make_client_app
 from client.catalogue import Catalogue, CatalogueRow, scan
 from client.site import Site
 from federation_configs.loading import config_sha256, load_config, to_toml
 from federation_configs.schema import FederationConfig
+from server.final_files import FinalFiles
 from server.flower_adapter import site_index
 from server.global_model import backbone_of
 from server.local_grid import LocalGrid
@@ -29,7 +34,6 @@ from server.registry import RunRegistry, new_run_id
 from server.results import Results
 from server.rounds import RoundLoop
 from server.run_folder import CONFIG, SimulationPlan, existing_registry, held, registry_url
-from server.run_record import RunRecord
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,6 +108,8 @@ def simulate(
         engine=engine,
         device=device,
         images_sha256=hospitals.images_sha256,
+        threads=torch.get_num_threads(),
+        versions=_versions(),
     )
     with held(folder):
         write_atomically(folder / CONFIG, to_toml(config).encode())
@@ -137,12 +143,26 @@ def resume(run: str, *, home: Path, progress: Progress) -> Results:
     folder = home / row.id
     with held(folder):
         config, plan = load_config(folder / CONFIG), SimulationPlan.load(folder)
+        choose_device(plan.device)
+        torch.set_num_threads(plan.threads)  # sums in another number of parts end in other bits
+        if plan.versions != _versions():
+            progress.say(f"{row.id} began with {plan.versions} and goes on with {_versions()}: the bits may differ")
         data = [Path(path) for path in plan.data]
         hospitals = _hospitals(config, data, plan.sites, plan.partition, plan.device, home, folder, progress)
         if hospitals.images_sha256 != plan.images_sha256:
             raise InputError(f"{row.id}: the images in {', '.join(plan.data)} are not those that the run began with")
         registry.update(row.id, {"status": "running", "reason": "", "pid": os.getpid()})
         return _play(config, hospitals, plan, folder, registry, progress)
+
+
+def _in_words(failure: Exception) -> str:
+    if isinstance(failure, OSError) and failure.strerror:
+        return f"{failure.filename or 'a file'}: {failure.strerror}"
+    return str(failure)
+
+
+def _versions() -> dict[str, str]:
+    return {"aiseeme": __version__, "torch": torch.__version__}
 
 
 def _hospitals(
@@ -257,29 +277,44 @@ def _play(
     progress.start(config, folder, hospitals.table, hospitals.rejected, hospitals.missing)
     progress.on_state = lambda state: registry.update(folder.name, {"rounds_done": state.round})
     phantom = all(row.columns.get(PHANTOM_COLUMN) == "yes" for row in hospitals.rows)
-    record = RunRecord(config, folder, classes={row.site: row.classes for row in hospitals.table}, phantom=phantom)
+    files = FinalFiles(config, folder, classes={row.site: row.classes for row in hospitals.table}, phantom=phantom)
+    loops: list[RoundLoop] = []
 
     def make_loop(grid: Grid, clock: Callable[[], float], parallel: bool) -> RoundLoop:
         names = [site.name for site in hospitals.sites]
-        return RoundLoop(grid, config, folder.name, folder, names, progress, clock, parallel)
+        loops.append(RoundLoop(grid, config, folder.name, folder, names, progress, clock, parallel))
+        return loops[0]
 
     try:
         state, vector = ENGINES[plan.engine](make_loop, hospitals.sites)
         progress.stop()
         backbone = backbone_of(config, len(state.stages) - 1, vector)
-        probe = probe_run(
-            config, backbone, hospitals.rows, folder.parent / "cache", device=plan.device, say=progress.say
-        )
-        results = record.done(state, backbone, probe, time.perf_counter() - started)
-    except (RunFailed, InputError) as failure:
+        cache_root = folder.parent / "cache"
+        probe = probe_run(config, backbone, hospitals.rows, cache_root, device=plan.device, say=progress.say)
+        results = files.done(state, backbone, probe, loops[0].earlier_s + time.perf_counter() - started)
+    except (RunFailed, InputError, OSError) as failure:
         progress.stop()
-        results = record.failed(str(failure), time.perf_counter() - started)
-        registry.update(folder.name, {"status": "failed", "reason": results.reason, "pid": None})
-        raise
+        reason = _in_words(failure)
+        registry.update(folder.name, {"status": "failed", "reason": reason, "pid": None})
+        try:
+            files.failed(reason, time.perf_counter() - started)
+        except OSError as error:  # the disk that failed the run may not take its report either
+            progress.say(f"the results of the failed run could not be written: {error.strerror}")
+        raise RunFailed(reason) from failure
     finally:
         progress.stop()
-    complete = sum(not site.missed for site in results.sites)
-    registry.update(folder.name, {"status": "done", "reason": results.reason, "sites_complete": complete, "pid": None})
+    for site in hospitals.sites:  # what the sites kept between rounds has served its purpose
+        shutil.rmtree(site.state_folder / "runs" / folder.name, ignore_errors=True)
+    registry.update(
+        folder.name,
+        {
+            "status": "done",
+            "reason": results.reason,
+            "rounds_done": results.rounds_done,
+            "sites_complete": results.complete_sites,
+            "pid": None,
+        },
+    )
     return results
 
 
@@ -295,10 +330,13 @@ def _local(make_loop: MakeLoop, sites: Sequence[Site]) -> Played:
 def _ray(make_loop: MakeLoop, sites: Sequence[Site]) -> Played:
     from server.ray_engine import play_with_ray
 
-    # A progress bar cannot follow a site into another process.
-    distant = [replace(site, on_step=None) for site in sites]
+    # A progress bar cannot follow a site into another process, and Ray shows each process one GPU, as the first.
+    use_gpu = sites[0].device.startswith("cuda")
+    distant = [replace(site, on_step=None, device="cuda" if use_gpu else "cpu") for site in sites]
     client_app = make_client_app(lambda context: distant[site_index(context)])
-    return play_with_ray(client_app, len(sites), lambda grid: make_loop(grid, time.monotonic, True).play())
+    return play_with_ray(
+        client_app, len(sites), lambda grid: make_loop(grid, time.monotonic, True).play(), use_gpu=use_gpu
+    )
 
 
 ENGINES: dict[str, Callable[[MakeLoop, Sequence[Site]], Played]] = {"local": _local, "ray": _ray}

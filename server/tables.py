@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
+
+from aiseeme_models.printable import LONGEST_LINE
+from federation_configs.command_line import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,24 +41,25 @@ def print_results(console: Console, results: Results, folder: Path) -> None:
         sites.add_column(title, justify="left" if title in ("site", "missed") else "right")
     for site in results.sites:
         first = f"{len(site.missed)}, first: {site.missed[0].reason}" if site.missed else "none"
-        sites.add_row(escape(site.name), str(site.images), str(site.rounds_answered), escape(first))
+        sites.add_row(shown(site.name), str(site.images), str(site.rounds_answered), shown(first))
     console.print(sites)
     for stage in results.stages:
         if stage.near_chance:
             console.print(
-                f"[yellow]{stage.task} stayed near chance[/yellow]: loss {stage.loss_last:.3f} where knowing nothing"
-                f" gives {stage.chance_loss:.3f}; these images may have no answer to it, or the stage was too short"
+                f"[yellow]{shown(stage.task)} stayed near chance[/yellow]: loss {stage.loss_last:.3f} where"
+                f" knowing nothing gives {stage.chance_loss:.3f}; these images may have no answer to it, or the stage"
+                " was too short"
             )
     if results.probe is not None and results.baselines is not None:
         console.print(probe_table(results.probe.model_dump(), results.baselines.model_dump()))
     elif results.probe_note:
-        console.print(escape(results.probe_note), highlight=False)
+        console.print(shown(results.probe_note), highlight=False)
     colour = "red" if results.status == "failed" else "green" if results.complete else "yellow"
-    reason = f": {escape(results.reason)}" if results.reason else ""
+    reason = f": {shown(results.reason, LONGEST_LINE)}" if results.reason else ""
     console.print(f"[{colour}]{results.status}[/{colour}]{reason}", highlight=False)
     seconds = results.seconds
     console.print(
         f"{results.rounds_done} rounds, {seconds.total:.0f} s ({seconds.training:.0f} s of it training)",
         highlight=False,
     )
-    console.print(f"report: {escape(str(folder / 'report.html'))}", highlight=False, soft_wrap=True)
+    console.print(f"report: {shown(str(folder / 'report.html'), LONGEST_LINE)}", highlight=False, soft_wrap=True)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from aiseeme_models.options import Options
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the luminance (ITU-R BT.601, as in Pillow's ``convert("L")``)."""
 # Columns of the uniform draws of a batch: every parameter has its own, whatever is switched on.
 _SCALE, _ASPECT, _X, _Y, _ANGLE, _HFLIP, _VFLIP, _BRIGHT, _CONTRAST, _SATURATION, _HUE, _GRAY, _BLUR, _SIGMA = range(14)
 _DRAWS = 14
@@ -154,8 +155,8 @@ class BatchAugmentation:
     def _colour_matrix(self, draws: Tensor) -> Tensor:
         """Per-image maps of RGB for saturation, hue (a turn in the YIQ plane) and grayscale, ``(B, 3, 3)``."""
         options = self.options
-        luma = torch.tensor(_LUMA).expand(3, 3)  # every row gives the luminance
-        to_yiq = torch.tensor([_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
+        luma = torch.tensor(LUMA).expand(3, 3)  # every row gives the luminance
+        to_yiq = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
         angle = (2 * draws[:, _HUE] - 1) * options.hue * 2 * math.pi
         cos, sin, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
         turn = torch.stack((one, zero, zero, zero, cos, -sin, zero, sin, cos), dim=1).view(-1, 3, 3)  # (B, 3, 3)
@@ -201,5 +202,5 @@ def _factor(draw: Tensor, strength: float) -> Tensor:
 
 def _luminance(means: Tensor) -> Tensor:
     """Luminance of channel means: ``(B, C)`` to ``(B,)``."""
-    luma = torch.tensor(_LUMA) if means.shape[1] == 3 else torch.full((means.shape[1],), 1 / means.shape[1])
+    luma = torch.tensor(LUMA) if means.shape[1] == 3 else torch.full((means.shape[1],), 1 / means.shape[1])
     return torch.mv(means, luma.to(means.device))

@@ -148,7 +148,7 @@ class ImageCache:
             warnings.simplefilter("ignore")
             while True:
                 for key in islice(upcoming, 4 * workers - len(waiting)):
-                    waiting.append((key, pool.submit(_decode_one, pipeline, files[key])))
+                    waiting.append((key, pool.submit(_decode_one, pipeline, files[key], key)))
                 if not waiting:
                     return
                 key, future = waiting.pop(0)
@@ -206,9 +206,11 @@ class ImageCache:
                 file.unlink(missing_ok=True)
 
 
-def _decode_one(pipeline: Compose, path: Path) -> NDArray[np.uint8] | RejectReason:
+def _decode_one(pipeline: Compose, path: Path, key: str) -> NDArray[np.uint8] | RejectReason:
     try:
         image: Tensor = preprocess(pipeline, path)
+        if content_hash(path) != key:  # replaced since it was scanned: its image must not stand under that hash
+            return RejectReason.UNREADABLE
     except ImageRejected as rejected:
         return rejected.reason
     return image.to(torch.uint8).numpy()

@@ -48,8 +48,3 @@ class CachedImages:
             here = np.flatnonzero(packs == pack)
             images[here] = self._packs[pack][rows[here]]
         return torch.from_numpy(images)
-
-    def select(self, indices: Sequence[int]) -> CachedImages:
-        """The images of ``indices`` as a sequence of their own; nothing is copied but the numbers."""
-        chosen = np.asarray(indices, np.int64)
-        return CachedImages(self._packs, self._pack_of[chosen], self._row_of[chosen], self.shape)

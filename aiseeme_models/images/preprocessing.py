@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from aiseeme_models.images.augmentation import LUMA
 from aiseeme_models.images.presets import Fit, ImageOptions
 from aiseeme_models.images.reading import read_pixels
 from aiseeme_models.images.rejection import ImageRejected
 
 # Raise this with every change that alters a pixel: caches of older pipelines are then left alone.
 PIPELINE_VERSION = 1
-
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 
 
 class ReadImage(Transform):
@@ -46,7 +45,7 @@ class MatchChannels(Transform):
         if pixels.ndim == 2:
             return np.broadcast_to(pixels, (self.channels, *pixels.shape))  # (C, H, W)
         if self.channels == 1:
-            return (pixels @ np.array(_LUMA, np.float32))[None]  # (1, H, W)
+            return (pixels @ np.array(LUMA, np.float32))[None]  # (1, H, W)
         return pixels.transpose(2, 0, 1)  # (3, H, W)
 
 

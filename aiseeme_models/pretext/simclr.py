@@ -31,16 +31,19 @@ class SimCLROptions(Options):
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """The normalised temperature-scaled cross-entropy (eq. 1 of the paper), mean over the 2B views.
 
+    In float32 also under autocast, whose bfloat16 similarities would be off by up to 0.4 %, times 1 / temperature.
+
     Args:
         first: ``(B, D)`` projections of one view of every image; need not be normalised.
         second: ``(B, D)`` projections of the other view, in the same order.
         temperature: divides the cosine similarities.
     """
     batch = len(first)
-    z = F.normalize(torch.cat([first, second]).float(), dim=1)  # (2B, D)
-    logits = (z @ z.T / temperature).fill_diagonal_(-math.inf)  # (2B, 2B): no view is its own partner
-    partner = torch.arange(2 * batch, device=z.device).roll(batch)  # (2B,)
-    return F.cross_entropy(logits, partner)
+    with torch.autocast(first.device.type, enabled=False):
+        z = F.normalize(torch.cat([first, second]).float(), dim=1)  # (2B, D)
+        logits = (z @ z.T / temperature).fill_diagonal_(-math.inf)  # (2B, 2B): no view is its own partner
+        partner = torch.arange(2 * batch, device=z.device).roll(batch)  # (2B,)
+        return F.cross_entropy(logits, partner)
 
 
 @pretext_tasks.register("simclr")

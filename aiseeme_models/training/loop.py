@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -45,16 +44,12 @@ class RoundOutcome:
         images: images of the site's training set, the weight of its update.
         steps: optimiser steps.
         loss: mean over the steps.
-        last_loss: loss of the last step.
-        seconds: wall time of the steps.
         optimizer_state: flat name to contiguous CPU tensor; empty if it is not to be carried.
     """
 
     images: int
     steps: int
     loss: float
-    last_loss: float
-    seconds: float
     optimizer_state: dict[str, Tensor]
 
 
@@ -73,8 +68,8 @@ def train_round(
 ) -> RoundOutcome:
     """Train ``task.shared`` for ``options.local_epochs`` passes over a site's images.
 
-    The same arguments give the same bits on the same machine. A last incomplete batch is dropped unless it is the
-    only one.
+    The same arguments give the same bits on the same machine with the same number of threads: checked on CPUs only (for
+    GPUs see `training.device.make_deterministic`). A last incomplete batch is dropped unless it is the only one.
 
     Args:
         task: holds the round's global weights; changed in place, and moved to ``device``.
@@ -116,7 +111,6 @@ def train_round(
     steps = options.local_epochs * (count // batch_size)
     look_every = 1 if device.type == "cpu" else _STEPS_BETWEEN_LOOKS
     losses: list[Tensor] = []
-    started = time.perf_counter()
     for step, indices in enumerate(_batches(count, batch_size, options.local_epochs, seed), start=1):
         progress = begin + (end - begin) * (step - 1) / steps
         rate = options.learning_rate * learning_rate_factor(options.schedule, options.warmup, progress)
@@ -138,14 +132,11 @@ def train_round(
                 on_step(step, steps, value)
         optimizer.step()
         task.after_step(views, begin + (end - begin) * step / steps)
-    history = torch.stack(losses).double().cpu()
-    mean = _finite(history.mean(), steps)
+    mean = _finite(torch.stack(losses).double().cpu().mean(), steps)
     return RoundOutcome(
         images=count,
         steps=steps,
         loss=mean,
-        last_loss=float(history[-1]),
-        seconds=time.perf_counter() - started,
         optimizer_state=optimizer_tensors(optimizer, task.shared) if options.carry_optimizer else {},
     )
 

@@ -20,7 +20,7 @@ from aiseeme_models.errors import InputError
 from aiseeme_models.pretext.base import PretextTask
 
 Room = Literal["backbone", "head"]
-Kind = Literal["parameter", "statistic"]
+Kind = Literal["parameter", "statistic", "variance"]
 _ROOMS: tuple[Room, ...] = ("backbone", "head")
 
 
@@ -32,7 +32,7 @@ class LayoutEntry:
         name: its state-dict name within ``task.shared``.
         shape: its shape.
         room: the backbone crosses from stage to stage; the head is dropped at a stage's end.
-        kind: statistics (of batch norm) stay out of server optimisers.
+        kind: statistics of batch norm, of which variances cannot be negative, stay out of server optimisers.
     """
 
     name: str
@@ -70,10 +70,18 @@ class SharedLayout:
 
     @cached_property
     def statistic_slices(self) -> tuple[slice, ...]:
-        """Where in the vector the statistics lie."""
+        """Where in the vector the statistics lie, variances included."""
+        return self._slices("statistic", "variance")
+
+    @cached_property
+    def variance_slices(self) -> tuple[slice, ...]:
+        """Where in the vector the variances lie: values that are never negative in an honest update."""
+        return self._slices("variance")
+
+    def _slices(self, *kinds: Kind) -> tuple[slice, ...]:
         slices, start = [], 0
         for entry in self.entries:
-            if entry.kind == "statistic":
+            if entry.kind in kinds:
                 slices.append(slice(start, start + entry.size))
             start += entry.size
         return tuple(slices)
@@ -87,7 +95,7 @@ def layout_of(task: PretextTask, norm: Norm) -> SharedLayout:
         for name, tensor in task.shared[room].state_dict().items():
             is_parameter = name in parameters
             if is_parameter or (norm == "batch" and tensor.is_floating_point()):
-                kind: Kind = "parameter" if is_parameter else "statistic"
+                kind: Kind = "parameter" if is_parameter else _kind_of_buffer(name)
                 entries.append(LayoutEntry(f"{room}.{name}", tuple(tensor.shape), room, kind))
     return SharedLayout(tuple(entries))
 
@@ -95,12 +103,6 @@ def layout_of(task: PretextTask, norm: Norm) -> SharedLayout:
 def flatten(task: PretextTask, layout: SharedLayout) -> npt.NDArray[np.float32]:
     """The shared tensors as one float32 vector ``(P,)``, a copy."""
     return _flatten(_shared(task.shared, layout.entries))
-
-
-def flatten_backbone(backbone: nn.Module, layout: SharedLayout) -> npt.NDArray[np.float32]:
-    """The first ``layout.backbone_size`` values alone, a copy."""
-    entries = tuple(entry for entry in layout.entries if entry.room == "backbone")
-    return _flatten(_shared(nn.ModuleDict({"backbone": backbone}), entries))
 
 
 def load_flat(task: PretextTask, layout: SharedLayout, vector: npt.NDArray[np.float32]) -> None:
@@ -112,17 +114,6 @@ def load_flat(task: PretextTask, layout: SharedLayout, vector: npt.NDArray[np.fl
     _check(vector, layout.size)
     _load(_shared(task.shared, layout.entries), vector)
     task.begin_round()
-
-
-def load_flat_backbone(backbone: nn.Module, layout: SharedLayout, vector: npt.NDArray[np.float32]) -> None:
-    """Put the backbone's part, ``(layout.backbone_size,)`` float32, into a backbone (as between two stages).
-
-    Raises:
-        InputError: wrong length, shape or dtype.
-    """
-    _check(vector, layout.backbone_size)
-    entries = tuple(entry for entry in layout.entries if entry.room == "backbone")
-    _load(_shared(nn.ModuleDict({"backbone": backbone}), entries), vector)
 
 
 def local_tensors(task: PretextTask, layout: SharedLayout) -> dict[str, Tensor]:
@@ -146,6 +137,11 @@ def load_local(task: PretextTask, layout: SharedLayout, tensors: Mapping[str, Te
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
     task.begin_round()
+
+
+def _kind_of_buffer(name: str) -> Kind:
+    """Batch norm calls its variances ``running_var``; its other float buffer is the mean."""
+    return "variance" if name.rpartition(".")[2] == "running_var" else "statistic"
 
 
 def _shared(shared: nn.ModuleDict, entries: tuple[LayoutEntry, ...]) -> list[Tensor]:

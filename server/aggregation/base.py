@@ -17,7 +17,7 @@ from aiseeme_models.registry import Registry
 from server.aggregation.chunks import value_range
 
 Vector = npt.NDArray[np.float32]
-RefusalCode = Literal["dtype", "shape", "weight", "not-finite", "out-of-range"]
+RefusalCode = Literal["dtype", "shape", "weight", "not-finite", "out-of-range", "negative-variance"]
 
 MAX_TOTAL_WEIGHT = 1 << 40
 MIN_BOUND_BITS = 12
@@ -46,15 +46,18 @@ class Aggregation(ABC):
         options: an instance of ``options_type``.
         statistics: the positions of the vector that are statistics (batch-norm means and variances), as slices.
             Server optimisers leave them alone: they take the plain weighted mean.
+        variances: the positions of the variances among them, as slices. One negative value there would make every
+            feature NaN, so an update that holds one is refused.
     """
 
     options_type: ClassVar[type[Options]] = Options
     proximal_mu: float = 0.0
 
-    def __init__(self, options: Options, statistics: Sequence[slice] = ()) -> None:
+    def __init__(self, options: Options, statistics: Sequence[slice] = (), variances: Sequence[slice] = ()) -> None:
         if not isinstance(options, self.options_type):
             raise TypeError(f"{type(self).__name__} takes {self.options_type.__name__}, not {type(options).__name__}")
         self.statistics = tuple(statistics)
+        self.variances = tuple(variances)
         self._current: Vector | None = None
         self._max_weight = 0
         self._bound_bits = 0
@@ -98,7 +101,8 @@ class Aggregation(ABC):
 
         Raises:
             UpdateRefused: wrong dtype, wrong shape (also one that would broadcast), a weight that is no positive
-                integer or that exceeds what was declared, values that are not finite or far out of range.
+                integer or that exceeds what was declared, values that are not finite or far out of range, a negative
+                variance.
             RunFailed: a temporary file could not be written.
         """
         current = self._opened()
@@ -113,6 +117,8 @@ class Aggregation(ABC):
             raise UpdateRefused("not-finite", "the update holds values that are not finite")
         if max(abs(low), abs(high)) >= math.ldexp(1.0, self._bound_bits):
             raise UpdateRefused("out-of-range", f"the update holds values of 2^{self._bound_bits} or more")
+        if any((update[part] < 0).any() for part in self.variances):
+            raise UpdateRefused("negative-variance", "the update holds a negative variance of batch norm")
         self._take(update, weight)
         self.total_weight += weight
         self.updates += 1
@@ -165,13 +171,18 @@ aggregations: Registry[type[Aggregation]] = Registry("aggregation")
 
 
 def build_aggregation(
-    name: str, settings: Mapping[str, object] | None = None, statistics: Sequence[slice] = ()
+    name: str,
+    settings: Mapping[str, object] | None = None,
+    statistics: Sequence[slice] = (),
+    variances: Sequence[slice] = (),
 ) -> Aggregation:
-    """The aggregation called ``name`` with ``settings`` for its options.
+    """The aggregation called ``name`` with ``settings`` for its options; see `Aggregation` for the slices.
 
     Raises:
         InputError: no such aggregation, or options that it does not have or cannot take.
     """
     method = aggregations[name]
     options = parse_options(method.options_type, settings or {}, where="aggregation_options", owner=name)
-    return method(options, statistics)
+    aggregation = method(options, statistics)
+    aggregation.variances = tuple(variances)  # looked at by `Aggregation.fold` alone, so methods need not pass them on
+    return aggregation

@@ -29,8 +29,8 @@ from server.aggregation.chunks import CHUNK, chunks, on_all_cores
 class ExactMean(Aggregation):
     """Exact weighted mean of the updates, ``sum n_i x_i / sum n_i``, and then `_server_step`."""
 
-    def __init__(self, options: Options, statistics: Sequence[slice] = ()) -> None:
-        super().__init__(options, statistics)
+    def __init__(self, options: Options, statistics: Sequence[slice] = (), variances: Sequence[slice] = ()) -> None:
+        super().__init__(options, statistics, variances)
         self._buffer: Vector | None = None
         self._scale_bits = 0
 

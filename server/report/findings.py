@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aiseeme_models.downstream.metrics import ProbeScore
-from server.report.record import RunRecord
+from server.report.record import RunStory
 from server.results import Results, SiteResult, StageResult
 
 Level = Literal["good", "warn", "bad", "note"]
@@ -34,7 +34,7 @@ def verdict(results: Results) -> Finding:
     return Finding("warn", f"done, {complete} of {total} sites in every round")
 
 
-def findings(record: RunRecord) -> list[Finding]:
+def findings(record: RunStory) -> list[Finding]:
     """Everything worth saying before the figures, the gravest first."""
     results = record.results
     found: list[Finding] = []

@@ -8,7 +8,7 @@ from aiseeme_models.atomic_files import replacing
 from aiseeme_models.downstream.metrics import ProbeScore
 from server.report.findings import chance, findings, standard_error, verdict
 from server.report.plots import colours_of, loss_plot
-from server.report.record import RunRecord, read_run
+from server.report.record import RunStory, read_run
 from server.results import Results
 
 
@@ -67,7 +67,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
 
 
-def _plots(record: RunRecord, colours: dict[str, str]) -> list[tuple[str, str]]:
+def _plots(record: RunStory, colours: dict[str, str]) -> list[tuple[str, str]]:
     """Title and SVG of each stage that was started."""
     return [
         (f"{number} · {stage.task}", loss_plot(curves, stage.chance_loss, colours, name=f"stage{number}"))

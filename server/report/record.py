@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from server.metrics_log import FILE, read_lines
 from server.results import Results, printable
 
 
@@ -21,7 +21,7 @@ class StageCurves:
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunStory:
     """Everything that a report is made of.
 
     Attributes:
@@ -39,16 +39,16 @@ class RunRecord:
     unread_lines: int
 
 
-def read_run(folder: Path) -> RunRecord:
+def read_run(folder: Path) -> RunStory:
     """Read a run's folder.
 
     Raises:
         InputError: results.json is missing or not what a run writes.
     """
     results = Results.load(folder)
-    lines, unread = _metrics(folder / "metrics.jsonl")
+    lines, unread = read_lines(folder / FILE)
     config = folder / "config.toml"
-    return RunRecord(
+    return RunStory(
         results=results,
         curves=_curves(lines),
         images_per_s=_speeds(lines),
@@ -57,27 +57,7 @@ def read_run(folder: Path) -> RunRecord:
     )
 
 
-def _metrics(path: Path) -> tuple[list[Mapping[str, Any]], int]:
-    """The lines of metrics.jsonl that are JSON objects, and how many are not."""
-    if not path.is_file():
-        return [], 0
-    lines: list[Mapping[str, Any]] = []
-    unread = 0
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            line = None
-        if isinstance(line, dict):
-            lines.append(line)
-        else:
-            unread += 1
-    return lines, unread
-
-
-def _curves(lines: list[Mapping[str, Any]]) -> list[StageCurves]:
+def _curves(lines: Sequence[Mapping[str, Any]]) -> list[StageCurves]:
     """Losses by stage; a round that was done again after a resume counts with its last line."""
     by_stage: dict[Any, StageCurves] = {}
     for line in lines:
@@ -97,7 +77,7 @@ def _curves(lines: list[Mapping[str, Any]]) -> list[StageCurves]:
     return list(by_stage.values())
 
 
-def _speeds(lines: list[Mapping[str, Any]]) -> dict[str, float]:
+def _speeds(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Images per second of each site: the mean of what its rounds reached, weighted by their seconds."""
     images: dict[str, float] = {}
     seconds: dict[str, float] = {}

@@ -141,6 +141,22 @@ def test_a_file_that_is_no_configuration(tmp_path, content):
         load_config(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("a = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        (".".join("a" * 3000) + " = 1", "nested too deeply"),
+        ("seed = " + "1" * 5000, "not valid TOML"),
+        ("seed = 0x" + "f" * 5000, "digits"),
+    ],
+)
+def test_a_file_that_would_exhaust_the_parser_is_a_mistake(tmp_path, content, says):
+    path = tmp_path / "f.toml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=f"{path}: .*{says}"):
+        load_config(path)
+
+
 def test_every_aggregation_has_its_options_in_the_schema():
     assert {name: aggregations[name].options_type for name in aggregations} == {
         name: aggregation_options[name] for name in aggregation_options

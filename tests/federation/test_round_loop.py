@@ -60,14 +60,18 @@ def foreign_error(message, reply):
     return Message(Error(2, f"cannot open {SECRET}"), reply_to=message) if is_training(message) else reply
 
 
-def pickled(message, reply):
-    if is_training(message):
-        size = reply.content["weights"]["flat"].shape[0]
-        evil = (
-            b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n"
-        )
-        reply.content["weights"] = ArrayRecord({"flat": Array("float32", (size,), "numpy.ndarray", evil)})
-    return reply
+def with_header(header: bytes):
+    """A site whose array says the right type and shape outside, and something else in NumPy's own header."""
+
+    def alter(message, reply):
+        if is_training(message):
+            size = reply.content["weights"]["flat"].shape[0]
+            text = header.ljust(118 if len(header) < 118 else len(header)) + b"\n"
+            data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(4 * size)
+            reply.content["weights"] = ArrayRecord({"flat": Array("float32", (size,), "numpy.ndarray", data)})
+        return reply
+
+    return alter
 
 
 def extra_record(message, reply):
@@ -101,7 +105,17 @@ MISBEHAVIOUR = {
     "a matrix": (changed_weights(lambda w: w[None]), "malformed-reply"),
     "doubles": (changed_weights(lambda w: w.astype(np.float64)), "malformed-reply"),
     "integers": (changed_weights(lambda w: w.astype(np.int64)), "malformed-reply"),
-    "a pickle": (pickled, "malformed-reply"),
+    "a pickle": (with_header(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"), "malformed-reply"),
+    "a header that is no Python": (with_header(b"((("), "malformed-reply"),
+    "a header that nests too deep": (with_header(b"-" * 3900 + b"1"), "malformed-reply"),
+    "a header of another shape": (
+        with_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }"),
+        "malformed-reply",
+    ),
+    "steps that it cannot have made": (changed_body(steps=10_000), "impossible-count"),
+    "fewer images than it declared": (changed_body(images=1), "impossible-count"),
+    "a time beyond the deadline": (changed_body(seconds=1e9), "impossible-count"),
+    "a loss below zero": (changed_body(loss=-1e9), "malformed-reply"),
     "two arrays": (two_arrays, "malformed-reply"),
     "zero images": (changed_body(images=0), "impossible-count"),
     "negative images": (changed_body(images=-5), "malformed-reply"),
@@ -210,7 +224,7 @@ def test_only_the_backbone_crosses_from_stage_to_stage(federation):
 
     def spy(message, reply):
         if is_training(message):
-            request = unpack_body(message.content, TrainRequest)
+            request = unpack_body(message.content, TrainRequest, weights=True)
             weights = message.content["weights"]["flat"].numpy()
             seen.append((request.stage, request.round_in_stage, weights, reply.content["weights"]["flat"].numpy()))
         return reply
@@ -230,7 +244,7 @@ def test_the_mean_is_the_sites_mean_weighted_by_their_images(federation):
 
     def keep(message, reply):
         if is_training(message):
-            body = unpack_body(reply.content, TrainReply)
+            body = unpack_body(reply.content, TrainReply, weights=True)
             size = reply.content["weights"]["flat"].shape[0]
             replies.append((body.images, unpack_weights(reply.content, size).astype(np.float64)))
         return reply
@@ -315,3 +329,92 @@ def test_record_with_unknown_key_is_malformed():
 
     with pytest.raises(MalformedRecord):
         unpack_body(record, TrainReply)
+
+
+def changed_description(**fields):
+    def alter(message, reply):
+        if message.metadata.message_type == "query.describe":
+            body = json.loads(reply.content["body"]["json"]) | fields
+            return Message(RecordDict({"body": ConfigRecord({"json": json.dumps(body)})}), reply_to=message)
+        return reply
+
+    return alter
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"train": 2**31}, {"train": 0}, {"rejected": {"mustermann-erika": 1}}, {"site": "omega"}, {"protocol": 9}],
+)
+def test_a_site_with_an_impossible_description_is_not_let_in(fields, federation):
+    state, _ = federation(alter={"beta": changed_description(**fields)}).play()
+    assert state.sites["beta"].answered == 0
+    assert state.sites["beta"].missed
+    assert "mustermann" not in state.model_dump_json()
+
+
+def test_a_negative_variance_is_refused_before_it_spoils_every_feature(federation):
+    stage = {"task": "simclr", "rounds": 1, "batch_size": 4}
+    config = tiny_config(model={"backbone": "tiny", "norm": "batch"}, curriculum={"stage": [stage]})
+    layout = start_of_stage(config, 0, None).layout
+
+    def negative(weights):
+        weights[layout.variance_slices[0]] = -4.0
+        return weights
+
+    state, vector = federation(config, {"beta": changed_weights(negative)}).play()
+    assert [missed.code for missed in state.sites["beta"].missed] == ["negative-variance"]
+    assert (vector[layout.variance_slices[0]] >= 0).all()
+
+
+def test_an_evaluation_that_brings_an_array_or_fails_is_noted_and_does_not_count(federation):
+    def evaluates_wrongly(message, reply):
+        if message.metadata.message_type == "evaluate":
+            reply.content["weights"] = ArrayRecord({"flat": Array(np.zeros(10, np.float32))})
+        return reply
+
+    notes = []
+
+    class Notes(Silent):
+        def note(self, text):
+            notes.append(text)
+
+    state, _ = federation(alter={"beta": evaluates_wrongly}).play(Notes())
+    assert state.finished
+    assert all(stage.heldout for stage in state.stages)
+    assert (
+        notes
+        == ["beta did not measure the held-out loss: the reply was refused: it has records other than those agreed"] * 2
+    )
+
+
+def test_a_log_that_cannot_be_written_keeps_no_answer_back_and_shows_nothing(federation, tmp_path, capfd):
+    from dataclasses import replace
+
+    played = federation()
+    (tmp_path / "a-file").write_text("")
+    played.sites[1] = replace(played.sites[1], state_folder=tmp_path / "a-file" / "MUSTERMANN")
+    state, _ = played.play()
+    assert {missed.reason for missed in state.sites["beta"].missed} == {
+        "an internal error; the site's own log has the details"
+    }
+    assert "MUSTERMANN" not in "".join(capfd.readouterr())
+
+
+def test_a_file_that_has_gone_since_the_scan_costs_one_image(federation, tmp_path):
+    import shutil
+    from dataclasses import replace
+
+    from aiseeme_models.images.cache import ImageCache
+    from client.catalogue import scan
+
+    played = federation()
+    whole = played.sites[1]
+    shutil.copytree(whole.folder.parent, tmp_path / "beta")
+    catalogue = scan(tmp_path / "beta", ImageCache(tmp_path / "other-cache", played.config.images))
+    site = replace(whole, folder=catalogue.root, rows=catalogue.rows, cache_root=tmp_path / "cold-cache")
+    gone = site.rows_of("train", played.config.holdout)[0]
+    (catalogue.root / gone.file).unlink()
+    played.sites[1] = site
+    state, _ = played.play()
+    assert state.sites["beta"].answered == 4
+    assert state.sites["beta"].images == len(whole.rows_of("train", played.config.holdout)) - 1

@@ -150,3 +150,52 @@ def test_a_queue_goes_on_where_it_was(federation):
     for kept in forgetful.folder.rglob("sites/*/runs/**/*.safetensors"):
         kept.unlink()
     assert (forgetful.play()[1] != whole).any()
+
+
+def damage(folder, rounds):
+    for number in rounds:
+        (folder / "run" / "checkpoints" / f"round-{number:04d}.safetensors").write_bytes(b"damaged")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_damaged_checkpoints_are_passed_over_to_the_same_bits_and_said(count, federation):
+    config = curriculum(federation={"min_sites": 2, "keep_checkpoints": 4})
+    whole = federation(config, where="whole").play()[1]
+    damaged = federation(config, where="damaged")
+    with pytest.raises(Crash):
+        damaged.play(CrashAt("a site has answered", 13))  # in round 5; 1 to 4 are written
+    damage(damaged.folder, range(4, 4 - count, -1))
+    notes = []
+
+    class Notes(Silent):
+        def note(self, text):
+            notes.append(text)
+
+    np.testing.assert_array_equal(whole, damaged.play(Notes())[1])
+    assert sum("damaged checkpoint" in note for note in notes) == count
+
+
+def test_a_run_without_one_good_checkpoint_does_not_quietly_begin_again(federation):
+    damaged = federation(curriculum())
+    with pytest.raises(Crash):
+        damaged.play(CrashAt("a site has answered", 7))
+    damage(damaged.folder, range(0, 3))
+    with pytest.raises(RunFailed, match="none of its checkpoints can be used"):
+        damaged.play()
+
+
+def test_a_cut_line_of_the_metrics_does_not_stop_a_resume(federation):
+    cut = federation(curriculum())
+    with pytest.raises(Crash):
+        cut.play(CrashAt("a site has answered", 7))
+    with (cut.folder / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 3, "site": "al')
+    assert cut.play()[0].finished
+
+
+def test_metrics_on_a_full_disk_fail_the_run_with_the_reason(federation):
+    full = federation(curriculum())
+    (full.folder / "run").mkdir(parents=True)
+    (full.folder / "run" / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunFailed, match=r"metrics.jsonl could not be written: No space left on device"):
+        full.play()

@@ -16,8 +16,8 @@ from aiseeme_models.pretext.simclr import nt_xent
 from aiseeme_models.training.shared_state import layout_of
 from federation_configs.aggregation import FedAvgOptions
 from server.aggregation import UpdateRefused, build_aggregation
-from server.flower_adapter import FLWR_VERSION, act_as, site_index
-from server.run_record import _stage
+from server.final_files import _stage
+from server.flower_adapter import FLWR_VERSION, act_as, name_message, site_index
 from server.run_state import StageState
 
 
@@ -94,7 +94,7 @@ def test_what_flower_does_not_document_is_still_there():
     act_as(run_id=7, node_id=1)
     message = Message(RecordDict(), 2, "train", ttl=5.0)
     assert (message.metadata.run_id, message.metadata.src_node_id, message.metadata.ttl) == (7, 1, 5.0)
-    message.metadata.__dict__["_message_id"] = "abc"
+    name_message(message, "abc")
     assert Message(RecordDict(), reply_to=message).metadata.reply_to_message_id == "abc"
     context = Context(run_id=7, node_id=2, node_config={"partition-id": 3}, state=RecordDict(), run_config={})
     assert site_index(context) == 3

@@ -55,7 +55,6 @@ def test_batches_hold_the_images_in_the_order_asked_for(tmp_path: Path) -> None:
     assert len(images) == 11 and images.shape == (3, 16, 16)
     order = torch.tensor([10, 0, 5, 5, 3, 9, 1])
     assert torch.equal(images.batch(order), truth[order])
-    assert torch.equal(images.select([7, 2]).select([1]).batch(torch.tensor([0])), truth[[2]])
     assert images.batch(torch.tensor([], dtype=torch.int64)).shape == (0, 3, 16, 16)
     with pytest.raises(IndexError):
         images.batch(torch.tensor([11]))

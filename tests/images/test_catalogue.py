@@ -13,7 +13,6 @@ from aiseeme_models.errors import InputError
 from aiseeme_models.images.cache import ImageCache
 from aiseeme_models.images.presets import ImageOptions
 from aiseeme_models.images.reading import RejectReason
-from aiseeme_models.images.splits import split_of
 from client.catalogue import scan
 
 
@@ -53,6 +52,34 @@ def test_good_images_are_kept_among_bad_ones(tmp_path: Path, cache: ImageCache) 
     assert len(cache.open([row.content for row in catalogue.rows])) == 4
 
 
+def test_a_folder_that_cannot_be_listed_is_said_to_be_unreadable(
+    tmp_path: Path, cache: ImageCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "site"
+    picture(folder / "1.png", 1)
+    picture(folder / "deep/locked/2.png", 2)
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:  # root may list every folder, so its mode would not do
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    catalogue = scan(folder, cache)
+    assert [row.file for row in catalogue.rows] == ["1.png"]
+    assert [(item.file, item.reason) for item in catalogue.rejected] == [("deep/locked/", RejectReason.UNREADABLE)]
+    assert catalogue.summary()["rejected"] == {"unreadable": 1}
+
+
+def test_the_summary_says_nothing_of_splits_that_only_a_configuration_can_tell(
+    tmp_path: Path, cache: ImageCache
+) -> None:
+    picture(tmp_path / "site/1.png", 1)
+    summary = scan(tmp_path / "site", cache).summary()
+    assert summary == {"images": 1, "groups": 1, "labelled": 0, "rejected": {}, "missing": 0}
+
+
 def test_only_the_images_folder_is_read_where_there_is_one(tmp_path: Path, cache: ImageCache) -> None:
     picture(tmp_path / "site/images/a/1.png", 1)
     picture(tmp_path / "site/elsewhere.png", 2)
@@ -70,7 +97,7 @@ def test_masks_hidden_files_and_labels_are_no_images(tmp_path: Path, cache: Imag
     assert catalogue.rejected == ()
 
 
-def test_rows_carry_labels_groups_and_the_split_of_their_group(tmp_path: Path, cache: ImageCache) -> None:
+def test_rows_carry_labels_and_groups(tmp_path: Path, cache: ImageCache) -> None:
     folder = tmp_path / "site"
     for number in range(4):
         picture(folder / "images" / f"{number}.png", number)
@@ -86,7 +113,6 @@ def test_rows_carry_labels_groups_and_the_split_of_their_group(tmp_path: Path, c
         "3.png": ("3.png", None),
     }
     assert rows["2.png"].columns["sex"] == "M" and dict(rows["3.png"].columns) == {}
-    assert all(row.split == split_of(row.group) for row in catalogue.rows)
     assert catalogue.missing == ("gone.png",)
 
 

@@ -90,3 +90,23 @@ def test_losses_are_computed_in_float32_whatever_the_precision_of_the_network():
     assert nt_xent(first, second, 0.1).dtype == torch.float32
     assert negative_cosine(first, second).dtype == torch.float32
     assert info_nce(first, F.normalize(second.float()), F.normalize(second.float()), 0.1).dtype == torch.float32
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.2])
+def test_similarities_are_computed_in_float32_under_autocast_too(temperature):
+    first, second = projections(32, 64, seed=1).bfloat16(), projections(32, 64, seed=2).bfloat16()
+    bank = F.normalize(projections(128, 64, seed=3).detach(), dim=1)
+    keys = F.normalize(second.detach().float(), dim=1)
+    rounded = first.detach().float().requires_grad_()
+    for loss in (
+        lambda x: nt_xent(x, second.to(x.dtype), temperature),
+        lambda x: info_nce(x, keys, bank, temperature),
+    ):
+        expected = loss(rounded)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            value = loss(first)
+            in_float32 = loss(rounded)
+        assert value.item() == pytest.approx(expected.item(), abs=1e-6)
+        assert in_float32.item() == pytest.approx(expected.item(), abs=1e-6)
+        (gradient,) = torch.autograd.grad(in_float32, rounded)
+        torch.testing.assert_close(gradient, torch.autograd.grad(expected, rounded)[0], atol=1e-7, rtol=1e-5)

@@ -68,6 +68,28 @@ def test_optimizer_state_of_other_parameters_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("name", "fused", "step_on"),
+    [("sgd", None, None), ("lars", None, None), ("adamw", False, "cpu"), ("adamw", True, "meta")],
+)
+def test_kept_state_lands_on_the_device_of_its_parameter(name, fused, step_on):
+    # PyTorch's "meta" device stands in for a GPU: it has no values, but everything knows where it is.
+    here, there = nn.Linear(3, 2), nn.Linear(3, 2, device="meta")
+    optimizer = build_optimizer(name, here, lr=0.1, weight_decay=0.0, momentum=0.9)
+    for weight in here.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    elsewhere = build_optimizer("sgd", there, lr=0.1, weight_decay=0.0, momentum=0.9)
+    elsewhere.defaults["fused"] = fused  # a fused optimiser cannot be built on "meta"
+    load_optimizer_tensors(elsewhere, there, optimizer_tensors(optimizer, here))
+    for weight in there.parameters():
+        state = dict(elsewhere.state[weight])
+        step = state.pop("step", None)
+        assert (None if step is None else step.device.type) == step_on
+        assert state
+        assert {value.device.type for value in state.values()} == {"meta"}
+
+
+@pytest.mark.parametrize(
     ("schedule", "progress", "factor"),
     [
         ("constant", 0.7, 1.0),

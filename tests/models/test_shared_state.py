@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from aiseeme_models.backbones import build_backbone
 from aiseeme_models.errors import InputError
 from aiseeme_models.training.shared_state import (
     flatten,
-    flatten_backbone,
     layout_of,
     load_flat,
-    load_flat_backbone,
     load_local,
     local_tensors,
 )
@@ -65,6 +62,23 @@ def test_the_slices_of_the_statistics_are_where_the_statistics_are(tiny_task):
     assert np.array_equal(flatten(task, layout) != before, changed)
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_the_slices_of_the_variances_are_where_batch_norms_variances_are(name, tiny_task):
+    task = tiny_task(name, "batch")
+    layout = layout_of(task, "batch")
+    before = flatten(task, layout)
+    layers = [layer for layer in task.shared.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+    for layer in layers:
+        layer.running_var.add_(1)
+    changed = np.zeros(layout.size, dtype=bool)
+    for part in layout.variance_slices:
+        changed[part] = True
+    assert changed.sum() == sum(layer.num_features for layer in layers) > 0
+    assert np.array_equal(flatten(task, layout) != before, changed)
+    assert layout_of(tiny_task(name, "batch-local"), "batch-local").variance_slices == ()
+    assert layout_of(tiny_task(name), "group").variance_slices == ()
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_vector_and_the_local_tensors_are_the_whole_task(norm, tiny_task):
     task, other = tiny_task("moco", norm, seed=1), tiny_task("moco", norm, seed=2)
@@ -97,16 +111,14 @@ def test_the_vector_is_a_copy(tiny_task):
 
 
 def test_the_backbone_comes_first_and_can_be_handed_to_the_next_stage(tiny_task):
-    task = tiny_task("rotation", "batch", backbone="resnet-small", seed=1)
-    layout = layout_of(task, "batch")
-    part = flatten(task, layout)[: layout.backbone_size]
-    assert np.array_equal(flatten_backbone(task.backbone, layout), part)
-    heir = build_backbone("resnet-small", norm="batch", in_channels=3)
-    load_flat_backbone(heir, layout, part)
+    task, heir = tiny_task("rotation", "batch", seed=1), tiny_task("simclr", "batch", seed=2)
+    layout, next_layout = layout_of(task, "batch"), layout_of(heir, "batch")
+    vector = flatten(heir, next_layout)
+    vector[: layout.backbone_size] = flatten(task, layout)[: layout.backbone_size]
+    load_flat(heir, next_layout, vector)
     for name, tensor in task.backbone.state_dict().items():
         if tensor.is_floating_point():
-            assert torch.equal(heir.state_dict()[name], tensor)
-    next_layout = layout_of(tiny_task("simclr", "batch", backbone="resnet-small"), "batch")
+            assert torch.equal(heir.backbone.state_dict()[name], tensor)
     assert next_layout.backbone_size == layout.backbone_size
     assert [e for e in next_layout.entries if e.room == "backbone"] == [
         e for e in layout.entries if e.room == "backbone"

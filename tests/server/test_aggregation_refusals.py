@@ -97,3 +97,33 @@ def test_a_refusal_says_nothing_of_the_values(tmp_path):
     with pytest.raises(UpdateRefused) as refusal:
         method.fold(with_last(-123456.75), 10)
     assert "123456" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_negative_variance_is_refused_and_leaves_no_trace(name, tmp_path):
+    variances = [slice(7, 9), slice(SIZE - 5, SIZE)]
+    honest = np.abs(GOOD)
+    honest[8] = -0.0  # is zero
+    honest[100:200] = -4000  # a mean may well be negative
+    results = []
+    for nuisance in (False, True):
+        method = build_aggregation(name, None, [slice(0, 300), *variances], variances)
+        method.start_round(GOOD, 100, tmp_path)
+        for position in (7, 8, SIZE - 5, SIZE - 1) if nuisance else ():
+            for value in (-4000, -1e-30):
+                wrong = honest.copy()
+                wrong[position] = value
+                with pytest.raises(UpdateRefused, match="negative variance") as refusal:
+                    method.fold(wrong, 10)
+                assert refusal.value.code == "negative-variance"
+        method.fold(honest, 10)
+        assert (method.updates, method.total_weight) == (1, 10)
+        results.append(method.finish_round().tobytes())
+    assert results[0] == results[1]
+
+
+def test_without_variances_every_value_may_be_negative(tmp_path):
+    method = build_aggregation("fedavg")
+    method.start_round(GOOD, 100, tmp_path)
+    method.fold(-np.abs(GOOD), 10)
+    assert method.updates == 1

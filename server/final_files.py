@@ -23,7 +23,7 @@ MODEL = "model"
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class FinalFiles:
     """Writes the final files of one run.
 
     Attributes:
@@ -45,7 +45,7 @@ class RunRecord:
             state: the last checkpoint's.
             backbone: the pretrained one.
             probe: its probe.
-            seconds: wall time of this process.
+            seconds: wall time, of this process and of the rounds that others played before it.
         """
         digest = save_backbone(self.folder / MODEL, self.config, backbone, self.folder.name)
         results = self._results(state, seconds).model_copy(
