@@ -6,7 +6,9 @@ averages the four with torch. The federation reads the same images from its cach
 ClientApp, checks and sums the replies exactly, keeps optimiser state at the sites, and writes a durable checkpoint per
 round. Flower's own simulation engine (Ray) plays the same federation once, its start-up not counted.
 
-Prints one line of JSON. Run: ``python benchmarks/federation_overhead.py [--pairs 3] [--no-ray]``.
+Prints one line of JSON. A round costs the same however long it trains, so the ratio falls with the images per
+hospital. Run:
+``python benchmarks/federation_overhead.py [--pairs 3] [--images 512] [--no-ray]``.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from server.local_grid import LocalGrid
 from server.observer import Silent
 from server.rounds import RoundLoop
 
-SITES, ROUNDS, IMAGES, BATCH, SIZE = 4, 5, 256, 64, 64
+SITES, ROUNDS, BATCH, SIZE = 4, 5, 64, 64
 
 
 def config() -> FederationConfig:
@@ -58,14 +60,14 @@ def config() -> FederationConfig:
     )
 
 
-def hospitals(root: Path) -> list[Site]:
+def hospitals(root: Path, images: int) -> list[Site]:
     """Four folders of random pictures, read into the cache."""
     rng = np.random.default_rng(0)
     sites = []
     for index in range(SITES):
         folder = root / f"site-{index}"
         folder.mkdir()
-        for number in range(IMAGES):
+        for number in range(images):
             coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
             coarse.resize((SIZE, SIZE)).save(folder / f"{number}.png")
         cache = root / "cache"
@@ -74,12 +76,14 @@ def hospitals(root: Path) -> list[Site]:
     return sites
 
 
-def plain_loop(sites: list[Site]) -> float:
+def plain_loop(sites: list[Site], rounds: int = ROUNDS) -> float:
     """Seconds of the loop that a researcher would write without a federation."""
     options = config()
     preset = options.images.resolved_preset
     augment = BatchAugmentation(preset.augmentation, preset.mean, preset.std)
-    data = [site.images(options.images, "train", options.holdout).batch(torch.arange(IMAGES)).clone() for site in sites]
+    sets = [site.images(options.images, "train", options.holdout) for site in sites]
+    count = len(sets[0])
+    data = [images.batch(torch.arange(count)) for images in sets]
     started = time.perf_counter()
     backbone = build_backbone("resnet18", norm="group", in_channels=3)
     initialise(backbone, generator(0, "backbone"))
@@ -91,7 +95,7 @@ def plain_loop(sites: list[Site]) -> float:
     temperature = SimCLROptions().temperature
     shared = {name: value.clone() for name, value in model.state_dict().items()}
     moments: list[dict | None] = [None] * SITES
-    for round_number in range(ROUNDS):
+    for round_number in range(rounds):
         trained = []
         for site, images in enumerate(data):
             model.load_state_dict(shared)
@@ -99,8 +103,8 @@ def plain_loop(sites: list[Site]) -> float:
             if moments[site] is not None:
                 optimizer.load_state_dict(moments[site])
             draws = generator(0, site, round_number)
-            order = torch.randperm(IMAGES, generator=draws)
-            for first in range(0, IMAGES - BATCH + 1, BATCH):
+            order = torch.randperm(count, generator=draws)
+            for first in range(0, count - BATCH + 1, BATCH):
                 batch = images[order[first : first + BATCH]]
                 views = torch.cat([augment(batch, draws), augment(batch, draws)])
                 loss = nt_xent(*model(views).chunk(2), temperature)
@@ -150,13 +154,14 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--images", type=int, default=512, help="training images per hospital")
     parser.add_argument("--no-ray", action="store_true")
     arguments = parser.parse_args()
     start_of_stage(config(), 0, None)  # imports and first calls are not what is measured
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        sites = hospitals(root)
-        plain_loop(sites[:1] * SITES)
+        sites = hospitals(root, arguments.images)
+        plain_loop(sites, rounds=1)
         plain, federated = [], []
         for pair in range(arguments.pairs):
             plain.append(plain_loop(sites))
@@ -164,7 +169,8 @@ def main() -> None:
         ratios = [ours / theirs for ours, theirs in zip(federated, plain, strict=True)]
         result = {
             "benchmark": "federation_overhead",
-            "steps": SITES * ROUNDS * (IMAGES // BATCH),
+            "images_per_site": arguments.images,
+            "steps": SITES * ROUNDS * (arguments.images // BATCH),
             "plain_s": [round(value, 2) for value in plain],
             "federation_s": [round(value, 2) for value in federated],
             "ratio": round(statistics.median(ratios), 3),

@@ -99,7 +99,7 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
     except NonFiniteLoss:
         raise Refusal(SiteError.NON_FINITE_LOSS) from None
     keep = {_LOCAL + name: tensor for name, tensor in local_tensors(bench.task, bench.layout).items()}
-    if stage.carry_optimizer:
+    if stage.carry_optimizer and request.round_in_stage + 1 < stage.rounds:  # nobody goes on from the last round
         keep |= {_OPTIMIZER + name: tensor for name, tensor in outcome.optimizer_state.items()}
     if keep:
         state.save(request.round, keep)

@@ -120,7 +120,7 @@ class MoCo(PretextTask):
         return info_nce(self.head(self.backbone(images)), keys, self.local.queue, self.options.temperature)
 
     def chance_loss(self, batch_size: int) -> None:
-        """None: ln(1 + Q) tells little, for stale keys are easy negatives: toy runs that learned ended at 0.68 of it."""
+        """None: ln(1 + Q) tells little, for stale keys are easy negatives: toy runs that learn end at 0.68 of it."""
         return
 
     @torch.no_grad()
