@@ -126,7 +126,7 @@ def test_a_finished_run_is_not_resumed(finished):
         (["simulate", "demo", "--data", "NORTH", "--sites", "3", "--engine", "spark"], "--engine spark"),
         (["simulate", "demo", "--data", "NORTH", "--sites", "3", "--device", "tpu"], "--device tpu"),
         (["simulate", "demo", "--data", "NORTH", "--data", "SOUTH", "--sites", "3"], "with several --data"),
-        (["resume", "2026", "--runs", "EMPTY"], "there is no run '2026'"),
+        (["resume", "2026", "--runs", "EMPTY"], "no runs here"),
         (["show", "2026", "--runs", "EMPTY"], "no runs here"),
         (["evaluate", "2026", "--data", "NORTH", "--runs", "EMPTY"], "no runs here"),
         (["config", "check", "no-such.toml"], "no such file"),

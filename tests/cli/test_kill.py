@@ -40,9 +40,9 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_backbone(tmp_pa
     assert whole.returncode == 0, whole.stderr
 
     runs = tmp_path / "killed"
-    # While a site trains its first round: the other has answered already.
+    # While a site trains: the other has answered already.
     kill_when(
-        exists(runs, "*/sites/north/runs/*/stage-000/round-000001.safetensors"), "simulate", *options, "--runs", runs
+        exists(runs, "*/sites/north/runs/*/stage-001/round-000002.safetensors"), "simulate", *options, "--runs", runs
     )
     (run,) = json.loads(aiseeme("runs", "--runs", runs, "--json").stdout)
     assert run["status"] == "interrupted"
