@@ -37,10 +37,9 @@ class Workbench:
 
     def start_local(self, kept: dict[str, Tensor] | None, generator: torch.Generator) -> None:
         """Restore the site's local state, or give it its first values."""
-        load_local(self.task, self.layout, self.fresh_local)
-        self.task.reset_local(generator)
-        if kept is not None:
-            load_local(self.task, self.layout, kept)
+        load_local(self.task, self.layout, self.fresh_local if kept is None else kept)
+        if kept is None:
+            self.task.reset_local(generator)
 
 
 _resident: list[Workbench] = []
