@@ -28,12 +28,12 @@ from PIL import Image
 from aiseeme_models.backbones import build_backbone
 from aiseeme_models.backbones.initialise import initialise
 from aiseeme_models.images.augmentation import BatchAugmentation
-from aiseeme_models.images.cache import ImageCache
 from aiseeme_models.pretext.simclr import SimCLROptions, nt_xent
 from aiseeme_models.seeding import generator
 from client.app import make_client_app
-from client.catalogue import scan
+from client.scanning import scan
 from client.site import Site
+from client.site_home import SiteHome
 from federation_configs.loading import check_config
 from federation_configs.schema import FederationConfig
 from server.flower_adapter import site_index
@@ -70,9 +70,9 @@ def hospitals(root: Path, images: int) -> list[Site]:
         for number in range(images):
             coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
             coarse.resize((SIZE, SIZE)).save(folder / f"{number}.png")
-        cache = root / "cache"
-        rows = scan(folder, ImageCache(cache, config().images)).rows
-        sites.append(Site(f"site-{index}", folder, rows, cache, root / "state" / f"site-{index}"))
+        home = SiteHome(root / "home")
+        rows = scan(folder, home, config().images.pipeline).rows
+        sites.append(Site(f"site-{index}", folder, rows, home.store, root / "state" / f"site-{index}"))
     return sites
 
 

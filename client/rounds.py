@@ -22,6 +22,7 @@ from federation_configs.wire import (
     SiteError,
     TrainReply,
     TrainRequest,
+    small_count,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def describe(site: Site, request: DescribeRequest) -> DescribeReply:
     if counts["train"] == 0:
         raise Refusal(SiteError.NO_IMAGES)
     counts["test"] = len(site.rows_of("test", config.holdout))
-    rejected = {RejectReason(reason): count for reason, count in site.rejected.items()}
+    rejected = {RejectReason(reason): small_count(count) for reason, count in site.rejected.items()}
     return DescribeReply(protocol=PROTOCOL, site=site.name, version=__version__, rejected=rejected, **counts)
 
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aiseeme_models.images.splits import Split, split_of
+from aiseeme_models.images.cache import CacheStore
+from aiseeme_models.images.decode_pool import DecodeLimits
+from aiseeme_models.images.splits import Split, split_at
+from client.site_home import private_log
 
 if TYPE_CHECKING:
-    from aiseeme_models.images.cache import CachedImages
+    import logging
+
+    from aiseeme_models.images.cached_images import CachedImages
     from aiseeme_models.images.presets import ImageOptions
-    from client.catalogue import CatalogueRow
+    from client.scanning import CatalogueRow
     from federation_configs.schema import HoldOut
-
-
-class _PrivateLog(logging.FileHandler):
-    """A file only the site reads. Where it cannot be written, nothing is shown elsewhere: records may name patients."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Drop the record."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +29,10 @@ class Site:
         name: what the federation calls it.
         folder: where its images are; rows name files below it.
         rows: the accepted images of its catalogue.
-        rejected: how many files were not accepted, by reason.
-        cache_root: where decoded images are kept.
+        rejected: how many files and images were not accepted, by reason.
+        store: where decoded images are kept.
         state_folder: where what must stay at the site between rounds is kept (queues, optimiser state, log).
+        limits: what decoding one file may cost.
         device: a torch device string.
         on_step: called with (site name, step, steps, loss) while training, for progress on this machine only.
     """
@@ -42,9 +40,10 @@ class Site:
     name: str
     folder: Path
     rows: Sequence[CatalogueRow]
-    cache_root: Path
+    store: CacheStore
     state_folder: Path
     rejected: dict[str, int] = field(default_factory=dict)
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
     device: str = "cpu"
     on_step: Callable[[str, int, int, float], None] | None = None
     _opened: dict[tuple[str, Split, str], CachedImages] = field(default_factory=dict, repr=False, compare=False)
@@ -52,34 +51,26 @@ class Site:
     def rows_of(self, split: Split, holdout: HoldOut) -> list[CatalogueRow]:
         """The accepted images of a split, in an order that depends on their content only."""
         chosen = [
-            row for row in self.rows if split_of(row.group, test=holdout.test, validation=holdout.validation) == split
+            row for row in self.rows if split_at(row.point, test=holdout.test, validation=holdout.validation) == split
         ]
         return sorted(chosen, key=lambda row: row.content)
 
     def images(self, options: ImageOptions, split: Split, holdout: HoldOut) -> CachedImages:
         """The preprocessed images of a split; what the cache lacks is decoded first, what cannot be is left out."""
         from aiseeme_models.images.cache import ImageCache
-        from aiseeme_models.images.preprocessing import pipeline_key
+        from aiseeme_models.images.filling import WantedImage, fill
 
-        key = (pipeline_key(options), split, holdout.model_dump_json())
+        key = (options.pipeline.key, split, holdout.model_dump_json())
         if key not in self._opened:
             rows = self.rows_of(split, holdout)
-            cache = ImageCache(self.cache_root, options)
-            bad = cache.add({row.content: self.folder / row.file for row in rows})
+            cache = ImageCache(self.store, options.pipeline)
+            bad = fill(cache, [WantedImage(row.content, self.folder / row.file) for row in rows], self.limits)
             if bad:
-                self.log.warning("%d files of the catalogue can no longer be used", len(bad))
+                self.log.warning("%d images of the catalogue can no longer be used", len(bad))
             self._opened[key] = cache.open([row.content for row in rows if row.content not in bad])
         return self._opened[key]
 
     @property
     def log(self) -> logging.Logger:
         """The site's own log, a file in its state folder. It may name files; nothing of it ever leaves the site."""
-        logger = logging.getLogger(f"aiseeme.site.{self.name}.{abs(hash(str(self.state_folder)))}")
-        if not logger.handlers:
-            self.state_folder.mkdir(parents=True, exist_ok=True)
-            handler = _PrivateLog(self.state_folder / "site.log", delay=True)
-            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-            logger.addHandler(handler)
-            logger.propagate = False
-            logger.setLevel(logging.INFO)
-        return logger
+        return private_log(self.state_folder)

@@ -7,7 +7,7 @@ Exceptions never travel; a site that cannot answer sends one of `SiteError` with
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,10 @@ SHA256 = r"^[0-9a-f]{64}$"
 VERSION = r"^[0-9A-Za-z.+-]{1,40}$"
 
 Count = Annotated[int, Field(ge=0, le=2**31)]
+# A small count may point at a person: the site says that it is small, and no more.
+SMALLEST_COUNT = 5
+FEW: Literal["<5"] = "<5"
+SmallCount = Annotated[int, Field(ge=SMALLEST_COUNT, le=2**31)] | Literal["<5"]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 # Every pretext loss here is bounded below by 0; a larger one than this is no training.
 Loss = Annotated[float, Field(ge=0, le=1e6)]
@@ -56,6 +60,11 @@ _SENTENCES = {
 }
 
 
+def small_count(count: int) -> int | Literal["<5"]:
+    """``count`` as it may leave a site: under 5 it is ``"<5"``."""
+    return count if count >= SMALLEST_COUNT else FEW
+
+
 class Request(Options):
     """What every request says: the protocol's version, the run, and the whole configuration."""
 
@@ -77,7 +86,7 @@ class DescribeReply(Options):
     train: Count
     validation: Count
     test: Count
-    rejected: dict[RejectReason, Count]
+    rejected: dict[RejectReason, SmallCount]
 
 
 class RoundRequest(Request):

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from aiseeme_models.errors import InputError
-from aiseeme_models.images.cache import ImageCache
-from client.catalogue import scan
+from client.scanning import scan
+from client.site_home import SiteHome
 from federation_configs.loading import load_config
 from server.final_files import MODEL
 from server.global_model import load_backbone
@@ -25,15 +25,15 @@ def evaluate_run(run: str, data: Path, *, home: Path, device: str, progress: Pro
     row = existing_registry(home).get(run)
     config = load_config(home / row.id / CONFIG)
     backbone = load_backbone(home / row.id / MODEL, config)
-    cache_root = home / "cache"
-    with progress.reading(data) as on_image:
-        catalogue = scan(data, ImageCache(cache_root, config.images), on_image)
-    outcome = probe_run(config, backbone, catalogue.rows, cache_root, device=device, say=progress.say)
+    site = SiteHome(home)
+    with progress.reading(data) as on_file:
+        scanned = scan(data, site, config.images.pipeline, on_file=on_file)
+    outcome = probe_run(config, backbone, scanned.rows, site.store, device=device, say=progress.say)
     if outcome.probe is None or outcome.baselines is None:
         raise InputError(f"{data}: {outcome.note}")
     return {
         "run": row.id,
-        "data": catalogue.summary(),
+        "data": scanned.summary(),
         "probe": outcome.probe.model_dump(),
         "baselines": outcome.baselines.model_dump(),
     }

@@ -8,15 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aiseeme_models.images.splits import split_of
+from aiseeme_models.images.splits import split_at
 from server.results import Baselines, Probes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from aiseeme_models.backbones import Backbone
-    from aiseeme_models.images.cache import CachedImages
-    from client.catalogue import CatalogueRow
+    from aiseeme_models.images.cache import CacheStore
+    from aiseeme_models.images.cached_images import CachedImages
+    from client.scanning import CatalogueRow
     from federation_configs.schema import FederationConfig
 
 
@@ -39,7 +38,7 @@ def probe_run(
     config: FederationConfig,
     backbone: Backbone,
     rows: Sequence[CatalogueRow],
-    cache_root: Path,
+    store: CacheStore,
     *,
     device: str,
     say: Callable[[str], None],
@@ -50,7 +49,7 @@ def probe_run(
         config: says how images become arrays, who is held out, and k.
         backbone: the pretrained one.
         rows: catalogue rows of all sites; those without a label are left out.
-        cache_root: where the rows' decoded images are.
+        store: where the rows' decoded images are.
         device: where features are computed.
         say: told what is being done.
     """
@@ -67,7 +66,7 @@ def probe_run(
         return ProbeOutcome(None, None, note)
     preset = config.images.resolved_preset
     plain = BatchAugmentation(preset.augmentation, preset.mean, preset.std).plain
-    train_set, test_set = _open(config, train, cache_root), _open(config, test, cache_root)
+    train_set, test_set = _open(config, train, store), _open(config, test, store)
 
     def score(candidate: Backbone) -> Probes:
         from aiseeme_models.downstream.features import extract_features, recalibrate_batch_norm
@@ -93,7 +92,7 @@ def probe_run(
 
 
 def _is_test(config: FederationConfig, row: CatalogueRow) -> bool:
-    return split_of(row.group, test=config.holdout.test, validation=config.holdout.validation) == "test"
+    return split_at(row.point, test=config.holdout.test, validation=config.holdout.validation) == "test"
 
 
 def _impossible(train: Sequence[CatalogueRow], test: Sequence[CatalogueRow]) -> str | None:
@@ -106,9 +105,9 @@ def _impossible(train: Sequence[CatalogueRow], test: Sequence[CatalogueRow]) -> 
     return None
 
 
-def _open(config: FederationConfig, rows: Sequence[CatalogueRow], cache_root: Path) -> _Labelled:
+def _open(config: FederationConfig, rows: Sequence[CatalogueRow], store: CacheStore) -> _Labelled:
     from aiseeme_models.images.cache import ImageCache
 
     ordered = sorted(rows, key=lambda row: row.content)
-    cache = ImageCache(cache_root, config.images)
+    cache = ImageCache(store, config.images.pipeline)
     return _Labelled(cache.open([row.content for row in ordered]), [str(row.label) for row in ordered])

@@ -54,7 +54,7 @@ class Progress(Silent):
             yield lambda: None
             return
         with Bars(
-            TextColumn("reading {task.fields[folder]}"), TextColumn("{task.completed} new images"), console=self.console
+            TextColumn("reading {task.fields[folder]}"), TextColumn("{task.completed} new files"), console=self.console
         ) as bars:
             task = bars.add_task("", folder=shown(str(folder)), total=None)
             yield lambda: bars.advance(task)
@@ -64,8 +64,8 @@ class Progress(Silent):
         config: FederationConfig,
         folder: Path,
         table: Sequence[PartitionRow],
-        rejected: Sequence[tuple[str, str, str]],
-        missing: Sequence[str],
+        left_out: Sequence[tuple[str, dict[str, int]]],
+        missing: int,
     ) -> None:
         """Who takes part, with what."""
         self._config = config
@@ -79,14 +79,11 @@ class Progress(Silent):
         for row in table:
             sites.add_row(shown(row.site), str(row.images), str(row.groups), *(str(row.classes[c]) for c in classes))
         self.console.print(sites)
-        for where, file, why in rejected[:_LISTED]:
-            self.say(f"skipped {where}: {file}: {why}")
-        if len(rejected) > _LISTED:
-            self.say(f"skipped {len(rejected) - _LISTED} more files")
-        for file in missing[:_LISTED]:
-            self.say(f"labels.csv names a file that is not there: {file}")
-        if len(missing) > _LISTED:
-            self.say(f"labels.csv names {len(missing) - _LISTED} more files that are not there")
+        for where, reasons in left_out[:_LISTED]:
+            counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            self.say(f"left out of {where}: {counts}; `aiseeme-site images {where} --left-out` names the files")
+        if missing:
+            self.say(f"labels.csv names {missing} files that are not there")
         self.say(
             f"run {folder.name}: {config.rounds} rounds in {len(config.curriculum.stage)} stages, files in {folder}"
         )

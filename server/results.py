@@ -48,14 +48,28 @@ class MissedRound(_Part):
 
 
 class SiteResult(_Part):
-    """One site. ``images`` are its training images; ``classes`` counts all its labelled ones."""
+    """One site. ``images`` are its training images; ``classes`` counts all its labelled ones.
+
+    ``rejected`` counts what was left out, by reason; a count under 5 left the site as ``"<5"``.
+    """
 
     name: Text
     images: int
-    rejected: dict[Text, int]
+    rejected: dict[Text, int | Literal["<5"]]
     rounds_answered: int
     missed: list[MissedRound]
     classes: dict[Text, int] | None = None
+
+    @property
+    def left_out(self) -> str:
+        """How many files and images were left out, in words that hold no small number: "1,204", "<5", "over 1,200"."""
+        exact = sum(count for count in self.rejected.values() if count != "<5")
+        few = sum(count == "<5" for count in self.rejected.values())
+        if not few:
+            return f"{exact:,}"
+        if not exact:
+            return "<5" if few == 1 else "a few"
+        return f"over {exact:,}"
 
 
 class Probes(_Part):

@@ -31,7 +31,7 @@ class SiteState(_State):
 
     images: int = 0
     validation: int = 0
-    rejected: dict[str, int] = Field(default_factory=dict)
+    rejected: dict[str, int | Literal["<5"]] = Field(default_factory=dict)
     answered: int = 0
     missed: list[MissedRound] = Field(default_factory=list)
 

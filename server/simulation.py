@@ -19,8 +19,9 @@ from aiseeme_models.errors import InputError, RunFailed
 from aiseeme_models.images.labels import PHANTOM_COLUMN
 from aiseeme_models.training.device import choose_device
 from client.app import make_client_app
-from client.catalogue import Catalogue, CatalogueRow, scan
+from client.scanning import CatalogueRow, Scan, scan
 from client.site import Site
+from client.site_home import SiteHome
 from federation_configs.loading import config_sha256, load_config, to_toml
 from federation_configs.schema import FederationConfig
 from server.final_files import FinalFiles
@@ -50,15 +51,15 @@ class Hospitals:
     sites: list[Site]
     table: list[PartitionRow]
     rows: list[CatalogueRow]
-    rejected: list[tuple[str, str, str]]
-    missing: list[str]
+    left_out: list[tuple[str, dict[str, int]]]
+    missing: int
 
     @property
     def images_sha256(self) -> str:
         """Digest of which image is at which site."""
         digest = hashlib.sha256()
         for site in self.sites:
-            lines = sorted(f"{row.content} {row.group} {row.label}" for row in site.rows)
+            lines = sorted(f"{row.content} {row.point} {row.label}" for row in site.rows)
             digest.update("\n".join([site.name, *lines, ""]).encode())
         return digest.hexdigest()
 
@@ -186,53 +187,51 @@ def _hospitals(
         raise InputError("--sites: say over how many hospitals the folder is dealt, or give --data once per hospital")
     # What is wrong with the partition is said before thousands of images are read.
     dealing = parse_partition(partition or "iid") if len(data) == 1 else None
-    cache_root = home / "cache"
-    catalogues = [_scan(path, config, cache_root, progress) for path in data]
+    site_home = SiteHome(home)
+    scans = [_scan(path, config, site_home, progress) for path in data]
     if dealing is None:
         assignment = Assignment(
-            site_of_row=[index for index, catalogue in enumerate(catalogues) for _ in catalogue.rows],
+            site_of_row=[index for index, one in enumerate(scans) for _ in one.rows],
             site_names=_folder_names(data),
         )
     else:
-        rows = catalogues[0].rows
+        rows = scans[0].rows
         columns = sorted({column for row in rows for column in row.columns})
         assignment = assign(
             dealing,
             sites=sites or 1,
-            groups=[row.group for row in rows],
+            groups=_lasting_names(rows),
             labels=[row.label for row in rows],
             columns={column: [row.columns.get(column, "") for row in rows] for column in columns},
             seed=config.seed,
         )
-    return _deal(catalogues, assignment, cache_root, folder, device, progress)
+    return _deal(scans, assignment, site_home, folder, device, progress)
 
 
 def _deal(
-    catalogues: Sequence[Catalogue],
+    scans: Sequence[Scan],
     assignment: Assignment,
-    cache_root: Path,
+    home: SiteHome,
     folder: Path,
     device: str,
     progress: Progress,
 ) -> Hospitals:
-    placed = [(catalogue, row) for catalogue in catalogues for row in catalogue.rows]
+    placed = [(one, row) for one in scans for row in one.rows]
     rows = [row for _, row in placed]
     sites = []
     for index, name in enumerate(assignment.site_names):
         mine = [pair for pair, site in zip(placed, assignment.site_of_row, strict=True) if site == index]
         # Files that nobody can read have no label to be dealt by: with one folder the first site is told of them.
-        catalogue = catalogues[index] if len(catalogues) > 1 else catalogues[0]
-        told = len(catalogues) > 1 or index == 0
-        counts: dict[str, int] = {}
-        for rejection in catalogue.rejected if told else ():
-            counts[rejection.reason.value] = counts.get(rejection.reason.value, 0) + 1
+        one = scans[index] if len(scans) > 1 else scans[0]
+        told = len(scans) > 1 or index == 0
         sites.append(
             Site(
                 name=name,
-                folder=catalogue.root,
+                folder=one.root,
                 rows=[row for _, row in mine],
-                rejected=counts,
-                cache_root=cache_root,
+                rejected=one.reasons if told else {},
+                store=home.store,
+                limits=home.config.intake.limits,
                 state_folder=folder / "sites" / name,
                 device=device,
                 on_step=progress.site_step,
@@ -242,20 +241,22 @@ def _deal(
         sites=sites,
         table=partition_table(assignment, [row.group for row in rows], [row.label for row in rows]),
         rows=rows,
-        rejected=[
-            (str(catalogue.folder), rejection.file, rejection.detail)
-            for catalogue in catalogues
-            for rejection in catalogue.rejected
-        ],
-        missing=[file for catalogue in catalogues for file in catalogue.missing],
+        left_out=[(str(one.folder), one.reasons) for one in scans if one.reasons],
+        missing=sum(len(one.missing) for one in scans),
     )
 
 
-def _scan(path: Path, config: FederationConfig, cache_root: Path, progress: Progress) -> Catalogue:
-    from aiseeme_models.images.cache import ImageCache
+def _lasting_names(rows: Sequence[CatalogueRow]) -> list[str]:
+    """Each row's group named by its smallest content: pseudonyms differ between homes, dealing must not."""
+    smallest: dict[str, str] = {}
+    for row in rows:
+        smallest[row.group] = min(smallest.get(row.group, row.content), row.content)
+    return [smallest[row.group] for row in rows]
 
-    with progress.reading(path) as on_image:
-        return scan(path, ImageCache(cache_root, config.images), on_image)
+
+def _scan(path: Path, config: FederationConfig, home: SiteHome, progress: Progress) -> Scan:
+    with progress.reading(path) as on_file:
+        return scan(path, home, config.images.pipeline, on_file=on_file)
 
 
 def _folder_names(data: Sequence[Path]) -> list[str]:
@@ -274,7 +275,7 @@ def _play(
     progress: Progress,
 ) -> Results:
     started = time.perf_counter()
-    progress.start(config, folder, hospitals.table, hospitals.rejected, hospitals.missing)
+    progress.start(config, folder, hospitals.table, hospitals.left_out, hospitals.missing)
     progress.on_state = lambda state: registry.update(folder.name, {"rounds_done": state.round})
     phantom = all(row.columns.get(PHANTOM_COLUMN) == "yes" for row in hospitals.rows)
     files = FinalFiles(config, folder, classes={row.site: row.classes for row in hospitals.table}, phantom=phantom)
@@ -289,8 +290,8 @@ def _play(
         state, vector = ENGINES[plan.engine](make_loop, hospitals.sites)
         progress.stop()
         backbone = backbone_of(config, len(state.stages) - 1, vector)
-        cache_root = folder.parent / "cache"
-        probe = probe_run(config, backbone, hospitals.rows, cache_root, device=plan.device, say=progress.say)
+        store = SiteHome(folder.parent).store
+        probe = probe_run(config, backbone, hospitals.rows, store, device=plan.device, say=progress.say)
         results = files.done(state, backbone, probe, loops[0].earlier_s + time.perf_counter() - started)
     except (RunFailed, InputError, OSError) as failure:
         progress.stop()

@@ -17,10 +17,10 @@ from flwr.clientapp import ClientApp
 from PIL import Image
 
 from aiseeme_models.backbones import PER_IMAGE_NORMS, Backbone, Norm, backbones
-from aiseeme_models.images.cache import ImageCache
 from client.app import make_client_app
-from client.catalogue import scan
+from client.scanning import scan
 from client.site import Site
+from client.site_home import SiteHome
 from federation_configs.loading import check_config
 from federation_configs.schema import FederationConfig
 from server.flower_adapter import site_index
@@ -139,8 +139,14 @@ def three_folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [write_pictures(root / name, 24 + 6 * i, seed=i) for i, name in enumerate(("alpha", "beta", "gamma"))]
 
 
+@pytest.fixture(scope="session")
+def site_home(tmp_path_factory: pytest.TempPathFactory) -> SiteHome:
+    """One catalogue and cache for the hospitals of all tests, which do not change."""
+    return SiteHome(tmp_path_factory.mktemp("site"))
+
+
 @pytest.fixture
-def federation(three_folders: list[Path], tmp_path: Path) -> Callable[..., InProcess]:
+def federation(three_folders: list[Path], tmp_path: Path, site_home: SiteHome) -> Callable[..., InProcess]:
     """Makes an in-process federation of the three hospitals."""
 
     def make(
@@ -150,10 +156,8 @@ def federation(three_folders: list[Path], tmp_path: Path) -> Callable[..., InPro
         folder = tmp_path / where
         sites = []
         for data in three_folders:
-            catalogue = scan(data, ImageCache(tmp_path / "cache", config.images))
-            sites.append(
-                Site(data.name, catalogue.root, catalogue.rows, tmp_path / "cache", folder / "sites" / data.name)
-            )
+            scanned = scan(data, site_home, config.images.pipeline)
+            sites.append(Site(data.name, scanned.root, scanned.rows, site_home.store, folder / "sites" / data.name))
         return InProcess(config, folder, sites, alter or {})
 
     return make

@@ -1,181 +1,193 @@
 """Decoded uint8 images on disk, keyed by the content of their files and by the pipeline that made them.
 
-``<root>/<pipeline key>/pack-<id>.npy`` holds ``(N, C, S, S)`` uint8 and is memory-mapped; ``pack-<id>.json`` says
-which content each row is. The json is renamed into place last, which is the commit: a process killed at any point
-loses the pack in progress at most, and what lies around of it is never read. Packs are only ever added, under names
-of their own, so several processes may add at once (a content decoded twice is stored twice, equally).
+``<root>/<pipeline key>/pack-<id>.npy`` holds ``(N, C, S, S)`` uint8 and is memory-mapped; with a key it is
+``pack-<id>.sealed``, AES-256-GCM over the same bytes, and is decrypted into memory when it is opened.
+``pack-<id>.json`` says which image each row is. The json is renamed into place last, which is the commit: a process
+killed at any point loses the pack in progress at most, and what lies around of it is never read. Packs are only ever
+added, under names of their own, so several processes may add at once (an image stored twice is stored equally).
 """
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
 import os
 import time
 import uuid
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from monai.transforms.compose import Compose
 from numpy.typing import NDArray
-from torch import Tensor
 
 from aiseeme_models.atomic_files import flush_folder
-from aiseeme_models.images.cached_images import CachedImages
-from aiseeme_models.images.preprocessing import pipeline_key, preprocess, preprocessing
-from aiseeme_models.images.presets import ImageOptions
-from aiseeme_models.images.rejection import ImageRejected, RejectReason
+from aiseeme_models.errors import InputError
+from aiseeme_models.images.pipeline import Pipeline
 
-__all__ = ["CachedImages", "ImageCache", "content_hash"]
+if TYPE_CHECKING:
+    from aiseeme_models.images.cached_images import CachedImages
 
-_PACK_IMAGES = 1024
+_PACK_IMAGES = 4096
 _PACK_BYTES = 64 * 2**20
 _LEFTOVER_SECONDS = 24 * 3600
-# Depend on the moment, not on the content: such a file is tried again.
-_PASSING_REASONS = frozenset({RejectReason.UNREADABLE, RejectReason.TOO_LARGE})
+_USED = ".used"
+_NONCE_BYTES = 12
 
 
-def content_hash(path: Path) -> str:
-    """sha256 of a file's content, in hex.
+@dataclass(frozen=True)
+class CacheStore:
+    """Where decoded images are kept, for all pipelines.
 
-    Raises:
-        ImageRejected: the file cannot be read.
+    Attributes:
+        root: made when something is added.
+        key: 32 bytes; with it everything is encrypted at rest, and what lies there in clear is removed.
+        budget_bytes: most bytes on disk; what other pipelines have not used for longest makes room first.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ImageRejected(RejectReason.UNREADABLE) from error
+
+    root: Path
+    key: bytes | None = field(default=None, repr=False)
+    budget_bytes: int | None = None
 
 
 @dataclass
 class _Index:
-    """What the committed packs hold: content hash to pack and row, and the contents that were rejected."""
+    """What the committed packs hold: image key to pack and row."""
 
     rows: dict[str, tuple[str, int]] = field(default_factory=dict)
-    rejected: dict[str, RejectReason] = field(default_factory=dict)
     packs: set[str] = field(default_factory=set)
 
 
 class ImageCache:
-    """The cache of one pipeline under ``root``.
+    """The cache of one pipeline.
 
     Args:
-        root: folder of all pipelines' caches; made when something is added.
-        options: images; everything but the augmentation decides what is cached.
+        store: where.
+        pipeline: what the images went through.
     """
 
-    def __init__(self, root: Path, options: ImageOptions) -> None:
-        self.options = options
-        self.folder = root / pipeline_key(options)
-        self.shape = (options.resolved_preset.channels, options.size, options.size)
+    def __init__(self, store: CacheStore, pipeline: Pipeline) -> None:
+        self.store, self.pipeline = store, pipeline
+        self.folder = store.root / pipeline.key
         self._index = _Index()
+        self._waiting: dict[str, NDArray[np.uint8]] = {}
 
-    def add(self, files: Mapping[str, Path], on_image: Callable[[], None] | None = None) -> dict[str, RejectReason]:
-        """Make sure that every file is decoded; only what is missing is read.
-
-        Args:
-            files: `content_hash` of a file to its path.
-            on_image: called once per file, in this thread, decoded now or before.
-
-        Returns:
-            The contents among ``files`` that are no usable image, and why.
-        """
+    def missing(self, keys: Iterable[str]) -> set[str]:
+        """Those of ``keys`` that are not cached."""
         self._refresh()
-        rejected = {key: self._index.rejected[key] for key in files if key in self._index.rejected}
-        missing = [key for key in files if key not in self._index.rows and key not in rejected]
-        for _ in range(len(files) - len(missing)):
-            if on_image is not None:
-                on_image()
-        if not missing:
-            return rejected
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
-        capacity = max(1, min(_PACK_IMAGES, _PACK_BYTES // int(np.prod(self.shape))))
-        good: dict[str, NDArray[np.uint8]] = {}
-        bad: dict[str, RejectReason] = {}
-        for key, outcome in self._decode(files, missing):
-            if isinstance(outcome, RejectReason):
-                bad[key] = rejected[key] = outcome
-            else:
-                good[key] = outcome
-            if len(good) == capacity:
-                self._commit(good, bad)
-                good, bad = {}, {}
-            if on_image is not None:
-                on_image()
-        self._commit(good, bad)
-        self._refresh()
-        return rejected
+        return {key for key in keys if key not in self._index.rows}
 
-    def open(self, hashes: Sequence[str]) -> CachedImages:
-        """The images of ``hashes``, in their order; nothing is read yet.
+    def put(self, key: str, image: NDArray[np.uint8]) -> None:
+        """Keep an image ``(C, S, S)`` under a key that stands for its content; it lasts from `commit` on.
 
         Raises:
-            KeyError: a content that was never added, or that was rejected.
+            InputError: the budget is used up.
         """
-        if any(key not in self._index.rows for key in hashes):
-            self._refresh()
-        places = [self._index.rows[key] for key in hashes]
-        names = sorted({pack for pack, _ in places})
-        numbers = {name: number for number, name in enumerate(names)}
-        # A plain ndarray view of the map: indexing np.memmap itself is several times slower.
-        packs = [np.load(self.folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in names]
-        return CachedImages(
-            packs,
-            np.array([numbers[pack] for pack, _ in places], np.int64),
-            np.array([row for _, row in places], np.int64),
-            self.shape,
-        )
-
-    def _decode(
-        self, files: Mapping[str, Path], keys: Sequence[str]
-    ) -> Iterator[tuple[str, NDArray[np.uint8] | RejectReason]]:
-        """Outcomes in the order of ``keys``, a few threads ahead: decoders let go of the interpreter's lock."""
-        pipeline = preprocessing(self.options)
-        workers = min(8, os.cpu_count() or 1)
-        waiting: list[tuple[str, Future[NDArray[np.uint8] | RejectReason]]] = []
-        upcoming = iter(keys)
-        # pydicom warns with the values of tags, which may identify a patient.
-        with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
-            warnings.simplefilter("ignore")
-            while True:
-                for key in islice(upcoming, 4 * workers - len(waiting)):
-                    waiting.append((key, pool.submit(_decode_one, pipeline, files[key], key)))
-                if not waiting:
-                    return
-                key, future = waiting.pop(0)
-                yield key, future.result()
-
-    def _commit(self, good: Mapping[str, NDArray[np.uint8]], bad: Mapping[str, RejectReason]) -> None:
-        """Write one pack; it exists once its json does."""
-        lasting = {key: reason.value for key, reason in bad.items() if reason not in _PASSING_REASONS}
-        if not good and not lasting:
+        if key in self._index.rows or key in self._waiting:
             return
+        if image.shape != self.pipeline.shape:
+            raise ValueError(f"an image of shape {image.shape} where {self.pipeline.shape} is cached")
+        self._waiting[key] = image
+        if len(self._waiting) >= max(1, min(_PACK_IMAGES, _PACK_BYTES // image.nbytes)):
+            self.commit()
+
+    def commit(self) -> None:
+        """Make everything that was put last through a crash and a power cut.
+
+        Raises:
+            InputError: the budget is used up.
+        """
+        if not self._waiting:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _USED).touch()
+        if self.store.key is not None:
+            self._remove_what_is_in_clear()
+        self._remove_leftovers()
         name = f"pack-{uuid.uuid4().hex}"
-        size = 0
-        if good:
-            array = self.folder / f"{name}.npy"
-            with array.open("xb") as file:
-                np.save(file, np.stack(list(good.values())))  # (N, C, S, S)
-                file.flush()
-                os.fsync(file.fileno())
-            size = array.stat().st_size
-        entry = {"hashes": list(good), "bytes": size, "rejected": lasting, "readers": _readers()}
-        draft = self.folder / f"{name}.tmp"
-        with draft.open("x", encoding="utf-8") as file:
-            json.dump(entry, file)
+        images = np.stack(list(self._waiting.values()))  # (N, C, S, S)
+        self._make_room(images.nbytes)
+        array = self.folder / f"{name}{self._suffix}"
+        with array.open("xb") as file:
+            if self.store.key is None:
+                np.save(file, images)
+            else:
+                file.write(self._sealed(name, images))
             file.flush()
             os.fsync(file.fileno())
+        entry = {"hashes": list(self._waiting), "bytes": array.stat().st_size}
+        draft = self.folder / f"{name}.tmp"
+        with draft.open("x", encoding="utf-8") as text:
+            json.dump(entry, text)
+            text.flush()
+            os.fsync(text.fileno())
         draft.rename(self.folder / f"{name}.json")
         flush_folder(self.folder)
+        self._take_in(name, self._waiting)
+        self._waiting = {}
+
+    def open(self, keys: Sequence[str]) -> CachedImages:
+        """The images of ``keys``, in their order; those in clear are read as they are asked for.
+
+        Raises:
+            KeyError: an image that is not cached.
+        """
+        from aiseeme_models.images.cached_images import CachedImages
+
+        if any(key not in self._index.rows for key in keys):
+            self._refresh()
+        places = [self._index.rows[key] for key in keys]
+        names = sorted({pack for pack, _ in places})
+        numbers = {name: number for number, name in enumerate(names)}
+        if names:
+            (self.folder / _USED).touch()
+        return CachedImages(
+            [self._pack(name) for name in names],
+            np.array([numbers[pack] for pack, _ in places], np.int64),
+            np.array([row for _, row in places], np.int64),
+            self.pipeline.shape,
+        )
+
+    @property
+    def _suffix(self) -> str:
+        return ".npy" if self.store.key is None else ".sealed"
+
+    def _pack(self, name: str) -> NDArray[np.uint8]:
+        path = self.folder / f"{name}{self._suffix}"
+        if self.store.key is None:
+            # A plain ndarray view of the map: indexing np.memmap itself is several times slower.
+            mapped: NDArray[np.uint8] = np.load(path, mmap_mode="r").view(np.ndarray)
+            return mapped
+        images: NDArray[np.uint8] = np.load(io.BytesIO(self._unsealed(name, path.read_bytes())), allow_pickle=False)
+        return images
+
+    def _sealed(self, name: str, images: NDArray[np.uint8]) -> bytes:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        assert self.store.key is not None
+        plain = io.BytesIO()
+        np.save(plain, images)
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + AESGCM(self.store.key).encrypt(nonce, plain.getbuffer(), self._purpose(name))
+
+    def _unsealed(self, name: str, sealed: bytes) -> bytes:
+        from cryptography.exceptions import InvalidTag
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        assert self.store.key is not None
+        try:
+            view = memoryview(sealed)
+            return AESGCM(self.store.key).decrypt(view[:_NONCE_BYTES], view[_NONCE_BYTES:], self._purpose(name))
+        except InvalidTag:
+            raise InputError(
+                f"{self.folder}: encrypted with another key, or changed since it was written: "
+                "give the site its key back, or delete the folder and scan again"
+            ) from None
+
+    def _purpose(self, name: str) -> bytes:
+        """Binds a sealed pack to its name and pipeline: packs cannot be exchanged unnoticed."""
+        return f"aiseeme cache {self.pipeline.key} {name}".encode()
 
     def _refresh(self) -> None:
         """Take in packs that were committed since, by this process or another one."""
@@ -184,19 +196,46 @@ class ImageCache:
                 continue
             try:
                 entry = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError:  # damaged by hand or by the disk: as good as missing, its images are decoded again
-                continue
-            if entry["hashes"]:
-                array = file.with_suffix(".npy")
+                array = file.with_suffix(self._suffix)
                 # A pack that was cut or deleted by hand is as good as missing: its images are decoded again.
-                if not array.is_file() or array.stat().st_size != entry["bytes"]:
-                    continue
-            self._index.packs.add(file.stem)
-            for row, key in enumerate(entry["hashes"]):
-                self._index.rows.setdefault(key, (file.stem, row))
-            if entry["readers"] == _readers():  # another version of a decoder may read what this one could not
-                reasons = {key: RejectReason(reason) for key, reason in entry["rejected"].items()}
-                self._index.rejected.update(reasons)
+                whole = array.stat().st_size == entry["bytes"]
+            except (ValueError, OSError):
+                continue
+            if whole:
+                self._take_in(file.stem, entry["hashes"])
+        # Packs may have made room for others since.
+        gone = {name for name in self._index.packs if not (self.folder / f"{name}.json").exists()}
+        if gone:
+            self._index.packs -= gone
+            self._index.rows = {key: place for key, place in self._index.rows.items() if place[0] not in gone}
+
+    def _take_in(self, name: str, keys: Iterable[str] | Mapping[str, object]) -> None:
+        self._index.packs.add(name)
+        for row, key in enumerate(keys):
+            self._index.rows.setdefault(key, (name, row))
+
+    def _make_room(self, needed: int) -> None:
+        budget = self.store.budget_bytes
+        if budget is None:
+            return
+        taken = {folder: _bytes_in(folder) for folder in self.store.root.iterdir() if folder.is_dir()}
+        others = sorted((folder for folder in taken if folder != self.folder), key=_last_used)
+        while sum(taken.values()) + needed > budget and others:
+            oldest = others.pop(0)
+            for file in (*oldest.glob("pack-*.json"), *oldest.glob("pack-*")):
+                file.unlink(missing_ok=True)
+            taken[oldest] = 0
+        if sum(taken.values()) + needed > budget:
+            gigabytes = budget / 10**9
+            raise InputError(
+                f"{self.store.root}: the cache budget of {gigabytes:g} GB is used up by the images of this pipeline:"
+                " raise budget_gb in site.toml, take a smaller image size, or scan fewer images"
+            )
+
+    def _remove_what_is_in_clear(self) -> None:
+        for array in self.store.root.glob("*/pack-*.npy"):
+            array.with_suffix(".json").unlink(missing_ok=True)
+            array.unlink(missing_ok=True)
 
     def _remove_leftovers(self) -> None:
         """Remove uncommitted files that are too old to be another process' pack in progress."""
@@ -206,15 +245,10 @@ class ImageCache:
                 file.unlink(missing_ok=True)
 
 
-def _decode_one(pipeline: Compose, path: Path, key: str) -> NDArray[np.uint8] | RejectReason:
-    try:
-        image: Tensor = preprocess(pipeline, path)
-        if content_hash(path) != key:  # replaced since it was scanned: its image must not stand under that hash
-            return RejectReason.UNREADABLE
-    except ImageRejected as rejected:
-        return rejected.reason
-    return image.to(torch.uint8).numpy()
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("pack-*"))
 
 
-def _readers() -> str:
-    return f"pillow {version('pillow')}, pydicom {version('pydicom')}"
+def _last_used(folder: Path) -> float:
+    mark = folder / _USED
+    return mark.stat().st_mtime if mark.exists() else 0.0

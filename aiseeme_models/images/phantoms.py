@@ -28,6 +28,7 @@ from aiseeme_models.images.phantom_lesions import LESION_PATTERNS, phantom_lesio
 from aiseeme_models.images.phantom_radiographs import RADIOGRAPH_PATTERNS, phantom_radiograph
 
 PhantomKind = Literal["dermoscopy", "chest-xray"]
+MIXED = "mixed"
 
 PHANTOM_CLASSES: dict[PhantomKind, tuple[str, ...]] = {
     "dermoscopy": tuple(LESION_PATTERNS),
@@ -71,7 +72,7 @@ class _Scanner:
 
 
 def write_phantoms(
-    folder: Path, *, kind: PhantomKind, sites: int, images_per_site: int, seed: int, size: int = 128
+    folder: Path, *, kind: PhantomKind | str, sites: int, images_per_site: int, seed: int, size: int = 128
 ) -> list[Path]:
     """Write the image folders of phantom hospitals; equal arguments give equal bytes.
 
@@ -80,7 +81,8 @@ def write_phantoms(
 
     Args:
         folder: gets one folder per site, ``phantom-<kind>-<number>``, which must not hold anything yet.
-        kind: dermoscopy (8-bit RGB) or chest-xray (16-bit grey).
+        kind: dermoscopy (8-bit RGB), chest-xray (16-bit grey), or mixed: see `write_mixed_phantoms`, which has a
+            number of images of its own and no labels.
         sites: number of hospitals, at least 1.
         images_per_site: at least 1; two or three images per patient.
         seed: of everything random.
@@ -92,8 +94,9 @@ def write_phantoms(
     Raises:
         InputError: an unknown kind, a number that is too small, or a site's folder that holds something.
     """
-    if kind not in PHANTOM_CLASSES:
-        raise InputError(f"unknown kind of phantoms {kind!r}: there are {', '.join(PHANTOM_CLASSES)}")
+    drawn = next((known for known in PHANTOM_CLASSES if known == kind), None)
+    if drawn is None and kind != MIXED:
+        raise InputError(f"unknown kind of phantoms {kind!r}: there are {', '.join((*PHANTOM_CLASSES, MIXED))}")
     if sites < 1 or images_per_site < 1 or size < 32 or seed < 0:
         raise InputError(
             f"phantoms need at least 1 site, 1 image per site, a size of 32 and a seed of 0, "
@@ -104,9 +107,14 @@ def write_phantoms(
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise InputError(f"{target}: is not empty; phantoms are written into a new folder")
     for site, target in enumerate(folders):
-        rng = np.random.default_rng((seed, site, list(PHANTOM_CLASSES).index(kind)))
         target.mkdir(parents=True, exist_ok=True)
-        _write_site(target, kind, site, images_per_site, rng, size)
+        if drawn is None:
+            from aiseeme_models.images.phantom_intake import write_mixed_phantoms
+
+            write_mixed_phantoms(target, seed=1000 * seed + site)
+            continue
+        rng = np.random.default_rng((seed, site, list(PHANTOM_CLASSES).index(drawn)))
+        _write_site(target, drawn, site, images_per_site, rng, size)
     return folders
 
 

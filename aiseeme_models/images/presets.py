@@ -7,11 +7,26 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from aiseeme_models.images.augmentation import AugmentationOptions
+from aiseeme_models.images.augmentation_options import AugmentationOptions
+from aiseeme_models.images.pipeline import Fit, Pipeline
 from aiseeme_models.options import Options
 from aiseeme_models.registry import Registry
 
-Fit = Literal["crop", "pad"]
+WindowName = Literal["lung", "mediastinum", "bone", "soft-tissue"]
+
+CT_WINDOWS: dict[WindowName, tuple[float, float]] = {
+    "lung": (-600.0, 1500.0),
+    "mediastinum": (40.0, 400.0),
+    "bone": (400.0, 1800.0),
+    "soft-tissue": (50.0, 350.0),
+}
+"""Centre and width of the usual windows of CT, in HU."""
+
+
+def window_range(name: WindowName) -> tuple[float, float]:
+    """Lowest and highest value shown by a window of `CT_WINDOWS`, in HU."""
+    center, width = CT_WINDOWS[name]
+    return center - width / 2, center + width / 2
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,8 @@ class ImagePreset:
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         augmentation: the random views.
-        window: lowest and highest value shown of grey DICOM images in modality units, or None for the file's own.
+        window: of grey images in modality units (HU), or None for the file's own.
+        orthogonal: 3-D patches become their three central planes (2.5-D), not the axial one alone.
     """
 
     name: str
@@ -34,7 +50,8 @@ class ImagePreset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: AugmentationOptions
-    window: tuple[float, float] | None = None
+    window: WindowName | None = None
+    orthogonal: bool = False
 
 
 image_presets: Registry[ImagePreset] = Registry("image preset")
@@ -75,25 +92,40 @@ image_presets.register("chest-xray")(
     )
 )
 
-# The window is the usual lung window, wide enough for calcified nodules, whatever window a file declares. Mean and
-# standard deviation of 1,004 nodule patches of LUNA16, windowed alike (whole slices hold more air: darker).
+# The lung window, whatever window a file declares. Mean and standard deviation of 1,004 nodule patches of LUNA16,
+# windowed alike (whole slices hold more air: darker).
+_CT_AUGMENTATION = AugmentationOptions(
+    rotation_degrees=180.0,
+    flip_horizontal=True,
+    flip_vertical=True,
+    crop_min=0.5,
+    crop_max=1.0,
+    brightness=0.1,
+    contrast=0.1,
+)
 image_presets.register("ct-lung")(
     ImagePreset(
         name="ct-lung",
         channels=1,
         fit="pad",
-        mean=(0.280,),
-        std=(0.267,),
-        augmentation=AugmentationOptions(
-            rotation_degrees=180.0,
-            flip_horizontal=True,
-            flip_vertical=True,
-            crop_min=0.5,
-            crop_max=1.0,
-            brightness=0.1,
-            contrast=0.1,
-        ),
-        window=(-1000.0, 400.0),
+        mean=(0.491,),
+        std=(0.240,),
+        augmentation=_CT_AUGMENTATION,
+        window="lung",
+    )
+)
+
+# 2.5-D: axial, coronal and sagittal plane through a nodule as three channels. Their statistics are taken as equal.
+image_presets.register("ct-nodule")(
+    ImagePreset(
+        name="ct-nodule",
+        channels=3,
+        fit="pad",
+        mean=(0.491, 0.491, 0.491),
+        std=(0.240, 0.240, 0.240),
+        augmentation=_CT_AUGMENTATION,
+        window="lung",
+        orthogonal=True,
     )
 )
 
@@ -101,8 +133,11 @@ image_presets.register("ct-lung")(
 class ImageOptions(Options):
     """The ``[images]`` table of a federation."""
 
-    preset: str = Field(description="image domain: dermoscopy, chest-xray, ct-lung")
+    preset: str = Field(description="image domain: dermoscopy, chest-xray, ct-lung, ct-nodule")
     size: int = Field(ge=16, le=1024, description="side of the cached square images, in pixels")
+    window: WindowName | None = Field(
+        default=None, description="CT window in place of the preset's: lung, mediastinum, bone, soft-tissue"
+    )
     augmentation: AugmentationOptions = Field(
         default_factory=AugmentationOptions,
         description="strengths of the random views; what is not given is the preset's",
@@ -131,3 +166,16 @@ class ImageOptions(Options):
     def resolved_preset(self) -> ImagePreset:
         """The preset, with ``augmentation`` in place of the preset's own."""
         return replace(image_presets[self.preset], augmentation=self.augmentation)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The deterministic part, which decides what is cached. Augmentation and normalisation happen later."""
+        preset = image_presets[self.preset]
+        window = self.window or preset.window
+        return Pipeline(
+            channels=preset.channels,
+            fit=preset.fit,
+            size=self.size,
+            window=None if window is None else window_range(window),
+            orthogonal=preset.orthogonal,
+        )

@@ -12,18 +12,30 @@ Split = Literal["train", "validation", "test"]
 TEST_FRACTION = 0.25
 VALIDATION_FRACTION = 0.05
 
-_RESOLUTION = 2**64
+POINTS = 4096
+"""Resolution of a split point."""
+
+_KEPT_BITS = 12
 
 
-def split_of(group: str, *, test: float = TEST_FRACTION, validation: float = VALIDATION_FRACTION) -> Split:
-    """The split of every image of ``group`` (a patient, else a lesion, else the file itself).
+def split_point(group: str) -> int:
+    """Where ``group`` (a patient, else a lesion, else a series, else the file itself) lies among `POINTS`.
 
-    A point in [0, 1) is read off a BLAKE2b hash of the group: the lowest ``test`` of it is the test split, the next
-    ``validation`` the validation split. So an image keeps its split whatever the seed, the site it lies at and the
-    images around it, two sites that share a patient agree, and another ``validation`` never moves a test image.
+    The highest 12 bits of a BLAKE2b hash. So an image keeps its split whatever the seed, the site it lies at and the
+    images around it, and two sites that share a patient agree. 12 bits are kept and no more: a hospital's catalogue
+    may hold them, since in a hospital of some thousand patients they point at no one.
+    """
+    digest = hashlib.blake2b(group.encode("utf-8", "surrogatepass"), digest_size=8, person=b"aiseeme-split").digest()
+    return int.from_bytes(digest, "big") >> (64 - _KEPT_BITS)
+
+
+def split_at(point: int, *, test: float = TEST_FRACTION, validation: float = VALIDATION_FRACTION) -> Split:
+    """The split of every image of a group at ``point``: the lowest ``test`` of the points test, the next validate.
+
+    Another ``validation`` never moves a test image.
 
     Args:
-        group: identifier of what must never be divided.
+        point: see `split_point`.
         test: expected fraction of groups that test, in [0, 1).
         validation: expected fraction of groups that validate, in [0, 1), with ``test + validation < 1``.
 
@@ -34,8 +46,27 @@ def split_of(group: str, *, test: float = TEST_FRACTION, validation: float = VAL
         raise InputError(
             f"split fractions test={test} and validation={validation}: both must be at least 0 and their sum below 1"
         )
-    digest = hashlib.blake2b(group.encode("utf-8", "surrogatepass"), digest_size=8, person=b"aiseeme-split").digest()
-    point = int.from_bytes(digest, "big")
-    if point < test * _RESOLUTION:
+    if point < test * POINTS:
         return "test"
-    return "validation" if point < (test + validation) * _RESOLUTION else "train"
+    return "validation" if point < (test + validation) * POINTS else "train"
+
+
+def split_of(group: str, *, test: float = TEST_FRACTION, validation: float = VALIDATION_FRACTION) -> Split:
+    """`split_at` the point of a group whose name is at hand."""
+    return split_at(split_point(group), test=test, validation=validation)
+
+
+def fold_of(group: str, folds: int) -> int:
+    """The fold, from 0, in which every image of ``group`` is evaluated; independent of its split.
+
+    Args:
+        group: what must never be divided; a site's pseudonym of a patient serves as well as the name.
+        folds: at least 2.
+
+    Raises:
+        InputError: fewer than two folds.
+    """
+    if folds < 2:
+        raise InputError(f"{folds} folds: cross-validation needs at least 2")
+    digest = hashlib.blake2b(group.encode("utf-8", "surrogatepass"), digest_size=8, person=b"aiseeme-folds").digest()
+    return int.from_bytes(digest, "big") * folds >> 64

@@ -90,12 +90,11 @@ def _lost(results: Results, site: SiteResult) -> Finding:
 def _rejected(results: Results) -> list[Finding]:
     parts = []
     for site in results.sites:
-        rejected = sum(site.rejected.values())
-        if rejected:
-            by_count = sorted(site.rejected.items(), key=lambda item: (-item[1], item[0]))
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in by_count)
-            parts.append(f"{site.name} {_counted(rejected, 'image')} ({reasons})")
-    return [Finding("warn", f"Rejected and not used: {'; '.join(parts)}.")] if parts else []
+        if site.rejected:
+            by_count = sorted(site.rejected.items(), key=lambda item: (0 if item[1] == "<5" else -item[1], item[0]))
+            reasons = ", ".join(f"{count if count == '<5' else f'{count:,}'} {reason}" for reason, count in by_count)
+            parts.append(f"{site.name} ({reasons})")
+    return [Finding("warn", f"Files and images left out: {'; '.join(parts)}.")] if parts else []
 
 
 def _about_stages(results: Results) -> list[Finding]:

@@ -54,7 +54,7 @@ def test_a_file_where_runs_should_lie(call, file, tmp_path):
 
 def test_a_file_where_the_cache_should_lie(call, file, tmp_path):
     hospital = write_pictures(tmp_path / "hospital", 4)
-    code, _, err = call(client.cli.main, "scan", hospital, "--cache", file, "--size", "16")
+    code, _, err = call(client.cli.main, "scan", hospital, "--home", file, "--size", "16")
     assert code == 2
     assert re.fullmatch(rf"error: {file}.*: (Not a directory|File exists)\n", err)
 
@@ -79,11 +79,14 @@ def test_names_of_files_and_folders_are_shown_as_they_are(call, tmp_path):
     rejected.write_text("no image")
     with (hospital / "labels.csv").open("a") as labels:
         labels.write("[/red]gone.png,blobs,p9,d0\n")
-    code, out, err = call(client.cli.main, "scan", hospital, "--cache", tmp_path / "cache", "--size", "16")
+    home = ("--home", tmp_path / "home")
+    code, scanned, err = call(client.cli.main, "scan", hospital, *home, "--size", "16")
     assert (code, err) == (0, "")
-    unfolded = "".join(out.split())
-    assert unfolded.count(HOSTILE_SHOWN) == 2  # the title and the rejected file
-    assert "[/red]gone.png" in out
+    code, listed, err = call(client.cli.main, "images", hospital, *home, "--left-out")
+    assert (code, err) == (0, "")
+    out = scanned + listed
+    assert "".join(scanned.split()).count(HOSTILE_SHOWN) == 2  # the title and the hint
+    assert "".join(listed.split()).count(HOSTILE_SHOWN) == 2  # the title and the rejected file
     assert not {"\x1b", "\u202e"} & set(out)
 
 
@@ -121,8 +124,8 @@ def test_ctrl_c_is_answered_with_a_sentence(main, says, call, monkeypatch, tmp_p
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(server.run_folder, "runs_home", interrupt)
-    monkeypatch.setattr("client.catalogue.scan", interrupt)
-    arguments = ("runs",) if main is server.cli.main else ("scan", tmp_path, "--cache", tmp_path / "cache")
+    monkeypatch.setattr("client.scanning.scan", interrupt)
+    arguments = ("runs",) if main is server.cli.main else ("scan", tmp_path, "--home", tmp_path / "home")
     assert call(main, *arguments) == (130, "", says)
 
 

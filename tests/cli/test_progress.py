@@ -101,11 +101,11 @@ def test_a_retry_keeps_the_sites_that_had_answered(progress, screen, tmp_path):
 def test_labels_sites_and_files_are_shown_as_they_are(progress, screen, tmp_path):
     hostile = "[/bold]\x1b[2J\u202e"
     table = [PartitionRow(hostile, 3, 2, {hostile: 3})]
-    progress.start(tiny_config(), tmp_path, table, [(hostile, hostile, "why")], [hostile])
+    progress.start(tiny_config(), tmp_path, table, [(hostile, {"truncated": 2})], 1)
     progress.site_missed(hostile, Refused(Missed.NO_ANSWER, hostile))
     progress.sites_described(RunState(stages=[], sites={}), {hostile: Refused(Missed.NO_ANSWER, hostile)})
     with progress.reading(tmp_path / hostile.replace("/", "")):
         pass
     text = screen.getvalue()
-    assert text.count("[/bold]\ufffd[2J\ufffd") == 2 + 2 + 1 + 2 + 2
+    assert text.count("[/bold]\ufffd[2J\ufffd") == 2 + 2 + 2 + 2
     assert not {"\x1b", "\u202e"} & set(text)

@@ -47,7 +47,7 @@ def test_ready_made_federations_are_right(name):
         ("images.size", "large", "images.size: input should be a valid integer"),
         ("images.size", 64.5, "images.size: input should be a valid integer"),
         ("images.size", 4, "images.size: input should be greater than or equal to 16"),
-        ("images.preset", "x-ray", "there are chest-xray, ct-lung, dermoscopy"),
+        ("images.preset", "x-ray", "there are chest-xray, ct-lung, ct-nodule, dermoscopy"),
         ("model.backbone", "resnet19", "did you mean 'resnet1"),
         ("model.norm", "layer", "model.norm: input should be 'group', 'group-ws', 'batch' or 'batch-local'"),
         ("name", "../../etc", "name: string should match pattern"),

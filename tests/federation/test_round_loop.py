@@ -404,16 +404,17 @@ def test_a_file_that_has_gone_since_the_scan_costs_one_image(federation, tmp_pat
     import shutil
     from dataclasses import replace
 
-    from aiseeme_models.images.cache import ImageCache
-    from client.catalogue import scan
+    from aiseeme_models.images.cache import CacheStore
+    from client.scanning import scan
+    from client.site_home import SiteHome
 
     played = federation()
     whole = played.sites[1]
     shutil.copytree(whole.folder.parent, tmp_path / "beta")
-    catalogue = scan(tmp_path / "beta", ImageCache(tmp_path / "other-cache", played.config.images))
-    site = replace(whole, folder=catalogue.root, rows=catalogue.rows, cache_root=tmp_path / "cold-cache")
+    scanned = scan(tmp_path / "beta", SiteHome(tmp_path / "other"), played.config.images.pipeline)
+    site = replace(whole, folder=scanned.root, rows=scanned.rows, store=CacheStore(tmp_path / "cold-cache"))
     gone = site.rows_of("train", played.config.holdout)[0]
-    (catalogue.root / gone.file).unlink()
+    (scanned.root / gone.file).unlink()
     played.sites[1] = site
     state, _ = played.play()
     assert state.sites["beta"].answered == 4

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from aiseeme_models.images.cache import ImageCache
-from aiseeme_models.images.splits import split_of
-from client.catalogue import scan
+from aiseeme_models.images.splits import split_at
+from client.scanning import scan
+from client.site_home import SiteHome
 from tests.conftest import tiny_config
 
 CONFIG = tiny_config(curriculum={"stage": [{"task": "simclr", "rounds": 2, "batch_size": 4}]})
@@ -33,11 +33,12 @@ def test_images_of_held_out_patients_change_nothing_of_what_is_learned(federatio
         copy = tmp_path / "altered" / data.name
         shutil.copytree(data, copy)
         for row in before.sites[index].rows:
-            if split_of(row.group, test=0.25, validation=0.25) == "test":
+            if split_at(row.point, test=0.25, validation=0.25) == "test":
                 Image.new("RGB", (48, 48), (index, altered % 256, 7)).save(copy / "images" / row.file)
                 altered += 1
-        catalogue = scan(copy, ImageCache(tmp_path / "cache", CONFIG.images))
-        after.sites[index] = replace(after.sites[index], folder=catalogue.root, rows=catalogue.rows)
+        home = SiteHome(tmp_path / "other")
+        scanned = scan(copy, home, CONFIG.images.pipeline)
+        after.sites[index] = replace(after.sites[index], folder=scanned.root, rows=scanned.rows, store=home.store)
     assert altered > 5
     np.testing.assert_array_equal(before.play()[1], after.play()[1])
 

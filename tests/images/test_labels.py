@@ -25,16 +25,25 @@ def test_what_spreadsheets_write_is_read(tmp_path: Path, start: str, comma: str,
     write(tmp_path, start + end.join(line.replace(",", comma) for line in lines))
     labels = read_labels(tmp_path)
     assert labels is not None and labels.columns == ("file", "label", "age")
-    assert list(labels.rows) == ["a.png", "b/c.png"]
-    assert (labels.rows["a.png"].label, labels.rows["b/c.png"].label) == ("nv", None)
-    assert labels.rows["b/c.png"].columns == {"label": "", "age": "50"}
+    assert list(labels.rows) == [("a.png", None), ("b/c.png", None)]
+    first, second = labels.of("a.png", 0), labels.of("b/c.png", 3)
+    assert first is not None and second is not None
+    assert (first.label, second.label) == ("nv", None)
+    assert second.columns == {"label": "", "age": "50"}
 
 
-def test_the_group_is_the_patient_else_the_lesion_else_the_series_else_the_file(tmp_path: Path) -> None:
-    write(tmp_path, "file,seriesuid,lesion_id,patient_id\na,s,l,p\nb,s,l,\nc,s,,\nd,,,\n")
+def test_a_line_may_be_about_one_image_of_a_file_or_of_the_only_patch_set(tmp_path: Path) -> None:
+    write(tmp_path, "file,index,label\nscan.nii,2,nodule\nscan.nii,,clear\n")
     labels = read_labels(tmp_path)
     assert labels is not None
-    assert {name: row.group for name, row in labels.rows.items()} == {"a": "p", "b": "l", "c": "s", "d": "d"}
+    lines = [labels.of("scan.nii", frame) for frame in (2, 3)]
+    assert [line.label if line else None for line in lines] == ["nodule", "clear"]
+    write(tmp_path, "index,seriesuid,label\n0,1.2.3,benign\n1,1.2.4,malignant\n")
+    labels = read_labels(tmp_path)
+    assert labels is not None
+    line = labels.of("nodules.npz", 1)
+    assert line is not None and (line.label, line.columns["seriesuid"]) == ("malignant", "1.2.4")
+    assert labels.of("nodules.npz", 2) is None
 
 
 @pytest.mark.parametrize(
@@ -47,6 +56,9 @@ def test_the_group_is_the_patient_else_the_lesion_else_the_series_else_the_file(
         ("file,label\na.png,nv,x\n", ["line 2", "3 fields", "2"]),
         ("file,label\na.png\n", ["line 2", "1 fields", "2"]),
         ("file,label\n,nv\n", ["line 2", "'file' is empty"]),
+        ("index,label\n0,nv\nx,nv\n", ["line 3", "index 'x'"]),
+        ("index,label\n0,nv\n0,mel\n", ["line 3", "index 0", "line 2"]),
+        ("index,label\n,nv\n", ["line 2", "'index' is empty"]),
         ("file,label\n", ["no line below the header"]),
         ('file,label\n"a.png,nv\n', ["line"]),
         ("file,label\nä.png,nv\n".encode("latin-1"), ["not UTF-8", "CSV UTF-8"]),

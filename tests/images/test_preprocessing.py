@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from pydantic import ValidationError
 
-from aiseeme_models.images.augmentation import AugmentationOptions
-from aiseeme_models.images.preprocessing import pipeline_key, preprocess, preprocessing
+from aiseeme_models.images.augmentation_options import AugmentationOptions
+from aiseeme_models.images.preprocessing import preprocess, preprocessing
 from aiseeme_models.images.presets import ImageOptions, image_presets
 from aiseeme_models.images.reading import ImageRejected, RejectReason
 
@@ -58,13 +58,13 @@ def test_a_rejected_file_keeps_its_reason_through_monai(tmp_path: Path) -> None:
 def test_the_pipeline_key_follows_the_array_and_not_the_augmentation() -> None:
     plain = ImageOptions(preset="dermoscopy", size=64)
     louder = ImageOptions(preset="dermoscopy", size=64, augmentation=AugmentationOptions(brightness=0.5))
-    assert pipeline_key(plain) == pipeline_key(louder)
+    assert plain.pipeline.key == louder.pipeline.key
     others = [
         ImageOptions(preset="dermoscopy", size=65),
         ImageOptions(preset="chest-xray", size=64),
         ImageOptions(preset="ct-lung", size=64),
     ]
-    assert len({pipeline_key(options) for options in [plain, *others]}) == 4
+    assert len({options.pipeline.key for options in [plain, *others]}) == 4
 
 
 def test_given_strengths_replace_those_of_the_preset_and_no_others() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from aiseeme_models.images.reading import ImageRejected, RejectReason, read_pixels
+from aiseeme_models.images.reading import ImageRejected, RejectReason, read_pictures, read_pixels
 
 
 @pytest.fixture
@@ -79,14 +79,18 @@ def test_each_mistake_has_its_reason(colour: np.ndarray, tmp_path: Path, monkeyp
     (tmp_path / "notes.png").write_text("patient John Doe, born 1950, has three lesions on the left arm")
     assert rejection(tmp_path / "notes.png") == RejectReason.NOT_AN_IMAGE
     assert rejection(tmp_path / "nothing.png") == RejectReason.UNREADABLE
-    Image.fromarray(colour[:10, :10]).save(tmp_path / "small.png")
-    assert rejection(tmp_path / "small.png") == RejectReason.TOO_SMALL
-    pages = [Image.fromarray(colour), Image.fromarray(colour)]
-    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
-    assert rejection(tmp_path / "pages.tif") == RejectReason.MULTI_FRAME
-    monkeypatch.setattr("aiseeme_models.images.reading.MAX_PIXELS", 900)
+    monkeypatch.setattr("aiseeme_models.images.pillow_files.MAX_PIXELS", 900)
     Image.fromarray(colour).save(tmp_path / "bomb.png")
     assert rejection(tmp_path / "bomb.png") == RejectReason.TOO_LARGE
+
+
+def test_every_page_of_a_tiff_is_a_picture_and_small_ones_are_told(colour: np.ndarray, tmp_path: Path) -> None:
+    pages = [Image.fromarray(colour), Image.fromarray(colour[:10, ::-1])]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    pictures = list(read_pictures((tmp_path / "pages.tif").read_bytes()))
+    assert [picture.findings for picture in pictures] == [(), (RejectReason.TOO_SMALL,)]
+    np.testing.assert_array_equal(pictures[0].pixels, colour)
+    np.testing.assert_array_equal(pictures[1].pixels, colour[:10, ::-1])
 
 
 @pytest.mark.filterwarnings("ignore")  # pydicom quotes the bytes it cannot make sense of

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from aiseeme_models.backbones import Backbone, Norm, build_backbone, initialise
 from aiseeme_models.backbones.resnet import BasicBlock, ResNet
-from aiseeme_models.images.augmentation import AugmentationOptions, BatchAugmentation
+from aiseeme_models.images.augmentation import BatchAugmentation
+from aiseeme_models.images.augmentation_options import AugmentationOptions
 from aiseeme_models.pretext import PretextTask, build_task, pretext_tasks
 from aiseeme_models.seeding import generator
 

@@ -8,7 +8,8 @@ import torchvision.transforms.v2.functional as V
 from pydantic import ValidationError
 from torch import Tensor
 
-from aiseeme_models.images.augmentation import AugmentationOptions, BatchAugmentation
+from aiseeme_models.images.augmentation import BatchAugmentation
+from aiseeme_models.images.augmentation_options import AugmentationOptions
 from aiseeme_models.seeding import generator
 
 LUMA = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)

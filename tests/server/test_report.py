@@ -138,10 +138,11 @@ def test_a_failed_run_is_red_and_says_why(write) -> None:  # type: ignore[no-unt
 
 
 def test_rejected_images_are_counted_with_their_reasons(write) -> None:  # type: ignore[no-untyped-def]
-    page, card = write(sites=[site("alpha", rejected={"truncated": 1, "too-small": 1200}), site("beta")])
-    said = "Rejected and not used: alpha 1,201 images (1,200 too-small, 1 truncated)."
-    assert said in page and said in card
-    assert "Rejected and not used" not in write()[0]
+    page, card = write(sites=[site("alpha", rejected={"truncated": "<5", "too-small": 1200}), site("beta")])
+    said = "Files and images left out: alpha (1,200 too-small, {}5 truncated)."
+    assert said.format("&lt;") in page and said.format("\\<") in card
+    assert "over 1,200" in page and "over 1,200" in card
+    assert "left out:" not in write()[0]
 
 
 def test_a_task_that_stayed_near_chance_is_said_so(write) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,74 @@
+"""Which files a hospital's folder holds."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiseeme_models.images.labels import LABELS_FILE
+from aiseeme_models.images.rejection import RejectReason
+
+IMAGES_FOLDER = "images"
+MASKS_FOLDER = "masks"
+
+Stamp = tuple[int, int, int, int]
+"""Size, modification and change time in ns, and inode: what tells that a file is as it was."""
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file below a folder.
+
+    Attributes:
+        name: its path below the folder, with ``/``.
+        stamp: see `Stamp`.
+        reason: why it is not even opened, or None.
+    """
+
+    name: str
+    stamp: Stamp
+    reason: RejectReason | None = None
+
+
+def image_root(folder: Path) -> Path:
+    """Where the images of a folder lie: its ``images`` where there is one, else the folder."""
+    return folder / IMAGES_FOLDER if (folder / IMAGES_FOLDER).is_dir() else folder
+
+
+def walk(root: Path) -> tuple[list[FoundFile], list[str]]:
+    """Every file to look at, by name so that every machine sees one order.
+
+    Left out are folders called ``masks``, hidden files and folders, and labels.csv. Links to folders are not
+    followed. Second the folders that could not be listed: nobody knows how many images are in them.
+    """
+    found: list[FoundFile] = []
+    unreadable: list[str] = []
+    folders = [""]
+    while folders:
+        below = folders.pop()
+        try:
+            with os.scandir(root / below) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    name = f"{below}{entry.name}"
+                    if entry.is_dir(follow_symlinks=False):
+                        if entry.name != MASKS_FOLDER:
+                            folders.append(f"{name}/")
+                    elif entry.name != LABELS_FILE and not (entry.is_symlink() and entry.is_dir()):
+                        found.append(_look(name, entry))
+        except OSError:
+            unreadable.append(below)
+    return sorted(found, key=lambda file: file.name), sorted(unreadable)
+
+
+def _look(name: str, entry: os.DirEntry[str]) -> FoundFile:
+    try:
+        status = entry.stat()
+    except OSError:
+        return FoundFile(name, (0, 0, 0, 0), RejectReason.UNREADABLE)
+    stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    # A pipe or a device would be waited on for ever.
+    return FoundFile(name, stamp, None if stat.S_ISREG(status.st_mode) else RejectReason.NOT_AN_IMAGE)
