@@ -204,7 +204,7 @@ class _Work:
                 if image.square is not None:
                     self.cache.put(image_key(outcome.content, image.frame, len(outcome.images)), image.square)
             self.decoded += 1
-            yield replace(outcome, images=tuple(replace(image, square=None) for image in outcome.images))
+            yield outcome
             if on_file is not None:
                 on_file()
 

@@ -14,7 +14,14 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
 
 from aiseeme_models.images import dicom_codecs, dicom_policy
 from aiseeme_models.images.dicom_display import frame_display, shown_colour, shown_grey, shown_palette
@@ -81,7 +88,10 @@ def stored_frames(dataset: Dataset) -> Iterator[tuple[NDArray[Any], str]]:
             raise ImageRejected(RejectReason.UNSUPPORTED_ENCODING)
     elif "PixelData" in dataset and len(dataset.PixelData) < _native_length(dataset):
         raise ImageRejected(RejectReason.TRUNCATED)
-    for array, properties in get_decoder(syntax).iter_array(dataset, raw=False, view_only=True):
+    # Overlays may lie in the unused bits of native frames; decoders leave none there.
+    correct = syntax not in JPEGTransferSyntaxes
+    frames = get_decoder(syntax).iter_array(dataset, raw=False, view_only=True, correct_unused_bits=correct)
+    for array, properties in frames:
         yield array, str(properties["photometric_interpretation"])
 
 

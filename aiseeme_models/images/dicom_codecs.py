@@ -30,7 +30,7 @@ def is_available(syntax: uid.UID) -> bool:
     return syntax in DECODER_DEPENDENCIES
 
 
-def decode_jpeg_frame(source: bytes, runner: DecodeRunner) -> bytes:
+def decode_jpeg_frame(source: bytes, runner: DecodeRunner) -> memoryview:
     """The frame that pydicom asks for, samples interleaved, little endian; see the interface of its plug-ins."""
     array = imagecodecs.jpeg8_decode(source)
     _check_shape(array, runner.rows, runner.columns, runner.samples_per_pixel)
@@ -39,7 +39,7 @@ def decode_jpeg_frame(source: bytes, runner: DecodeRunner) -> bytes:
         if runner.photometric_interpretation.startswith("YBR"):  # libjpeg has converted it
             runner.set_option("photometric_interpretation", "RGB")
     runner.set_option("bits_allocated", 8 * array.itemsize)
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data.cast("B")
 
 
 def install() -> None:

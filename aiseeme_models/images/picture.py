@@ -121,10 +121,11 @@ def stretch(values: NDArray[np.generic], low: float, high: float) -> NDArray[np.
     """``values`` as float32 with ``low`` moved to 0 and ``high`` to 1, clipped to [0, 1]; all 0 if ``high <= low``."""
     if not high > low:
         return np.zeros(values.shape, np.float32)
-    moved = values.astype(np.float32)  # always a copy: what follows is done in place
-    moved -= np.float32(low)
+    # One pass makes the copy that the others work on; on 5 million pixels every further pass costs a millisecond.
+    moved: NDArray[np.float32] = np.subtract(values, np.float32(low), dtype=np.float32)
     moved *= np.float32(1 / (high - low))
-    return np.clip(moved, 0, 1, out=moved)
+    np.clip(moved, 0, 1, out=moved)
+    return moved
 
 
 def size_findings(rows: int, columns: int) -> tuple[RejectReason, ...]:
