@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,8 @@ class ListedImage:
         return asdict(self)
 
 
-def list_images(home: SiteHome, folder: Path) -> Iterator[ListedImage]:
-    """Everything that the last scan of ``folder`` found.
+def list_images(home: SiteHome, folder: Path) -> list[ListedImage]:
+    """Everything that the last scan of ``folder`` found, by name.
 
     Raises:
         InputError: the folder was never scanned.
@@ -59,9 +58,8 @@ def list_images(home: SiteHome, folder: Path) -> Iterator[ListedImage]:
     wanted = folder.resolve()
     for source, path, cohort, _ in home.catalogue.sources():
         if path == wanted:
-            for file, image in home.catalogue.listing(source):
-                yield _listed(home, file, image, cohort)
-            return
+            listed = [_listed(home, file, image, cohort) for file, image in home.catalogue.listing(source)]
+            return sorted(listed, key=lambda image: (image.file, image.frame or 0))
     raise InputError(f"{folder}: was not scanned yet: `aiseeme-site scan` does it")
 
 

@@ -13,6 +13,7 @@ from client.refusals import Refusal
 from client.site import Site
 from federation_configs.wire import (
     PROTOCOL,
+    SMALLEST_COUNT,
     DescribeReply,
     DescribeRequest,
     EvaluateReply,
@@ -43,9 +44,19 @@ def describe(site: Site, request: DescribeRequest) -> DescribeReply:
     counts = {split: len(site.images(config.images, split, config.holdout)) for split in ("train", "validation")}
     if counts["train"] == 0:
         raise Refusal(SiteError.NO_IMAGES)
-    counts["test"] = len(site.rows_of("test", config.holdout))
+    if counts["train"] < SMALLEST_COUNT:
+        raise Refusal(SiteError.TOO_FEW_IMAGES)
+    if counts["validation"] < SMALLEST_COUNT:
+        counts["validation"] = 0
     rejected = {RejectReason(reason): small_count(count) for reason, count in site.rejected.items()}
-    return DescribeReply(protocol=PROTOCOL, site=site.name, version=__version__, rejected=rejected, **counts)
+    return DescribeReply(
+        protocol=PROTOCOL,
+        site=site.name,
+        version=__version__,
+        rejected=rejected,
+        test=small_count(len(site.rows_of("test", config.holdout))),
+        **counts,
+    )
 
 
 def expected_size(site: Site, request: RoundRequest) -> int:

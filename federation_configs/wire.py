@@ -41,6 +41,7 @@ class SiteError(IntEnum):
     OUT_OF_MEMORY = 1006
     DISK_FULL = 1007
     INTERNAL = 1008
+    TOO_FEW_IMAGES = 1009
 
     @property
     def sentence(self) -> str:
@@ -56,6 +57,7 @@ _SENTENCES = {
     SiteError.NON_FINITE_LOSS: "the training loss became infinite or not a number",
     SiteError.OUT_OF_MEMORY: "the site ran out of memory",
     SiteError.DISK_FULL: "the site's disk is full",
+    SiteError.TOO_FEW_IMAGES: "the site has fewer than 5 training images for this request",
     SiteError.INTERNAL: "an internal error; the site's own log has the details",
 }
 
@@ -78,14 +80,18 @@ class DescribeRequest(Request):
 
 
 class DescribeReply(Options):
-    """What a site says of itself. Counts are of images; ``test`` ones are never trained on."""
+    """What a site says of itself. Counts are of images; ``test`` ones are never trained on.
+
+    A site with fewer than 5 training images does not take part, and fewer than 5 validation images count as none: both
+    numbers are needed exactly, the one as a weight, the other to check a reply.
+    """
 
     protocol: int
     site: str = Field(pattern=NAME)
     version: str = Field(pattern=VERSION)
-    train: Count
-    validation: Count
-    test: Count
+    train: Annotated[int, Field(ge=SMALLEST_COUNT, le=2**31)]
+    validation: Literal[0] | Annotated[int, Field(ge=SMALLEST_COUNT, le=2**31)]
+    test: SmallCount
     rejected: dict[RejectReason, SmallCount]
 
 

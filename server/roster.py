@@ -78,8 +78,6 @@ class Roster:
             return Refused(Missed.MALFORMED, "its description names a site that is not expected here, or is here twice")
         if body.protocol != PROTOCOL or body.version != __version__:
             return Refused(Missed.SITE_ERROR, "the coordinator and the site run different versions")
-        if body.train < 1:
-            return Refused(Missed.IMPOSSIBLE_COUNT, "its description counts no training image")
         if max(body.train, body.validation) > self._federation.max_images_per_site:
             limit = self._federation.max_images_per_site
             return Refused(Missed.IMPOSSIBLE_COUNT, f"it declares more than max_images_per_site = {limit} images")

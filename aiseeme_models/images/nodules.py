@@ -1,4 +1,4 @@
-"""Nodules in CT volumes: their lists as LUNA16 publishes them, isotropic patches around them, 2.5-D views."""
+"""Nodules in CT volumes: their lists as LUNA16 publishes them, and isotropic patches around them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from monai.transforms.transform import Transform
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
-from torch import Tensor
 
 from aiseeme_models.errors import InputError
-from aiseeme_models.images.patch_sets import orthogonal_planes
-from aiseeme_models.images.picture import stretch
 from aiseeme_models.images.volumes import Volume
 
 # LUNA16's names, and plain ones.
@@ -98,33 +93,3 @@ def isotropic_patch(volume: Volume, place: Sequence[float], *, side_mm: float, s
     values = map_coordinates(near, indices - low[:, None], order=1, mode="constant", cval=outside)
     patch: NDArray[np.float32] = values.reshape(size, size, size).astype(np.float32)
     return patch
-
-
-class IsotropicPatch(Transform):
-    """`Volume` to ``(1, S, S, S)`` float32 in modality units; see `isotropic_patch`."""
-
-    def __init__(self, place: Sequence[float], *, side_mm: float, size: int) -> None:
-        self.place, self.side_mm, self.size = tuple(place), side_mm, size
-
-    def __call__(self, volume: Volume) -> Tensor:
-        """Cut the patch out of ``volume``."""
-        return torch.from_numpy(isotropic_patch(volume, self.place, side_mm=self.side_mm, size=self.size))[None]
-
-
-class ShowWindow(Transform):
-    """Values in modality units to [0, 1]; what lies outside the window is clipped."""
-
-    def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, high
-
-    def __call__(self, values: Tensor) -> Tensor:
-        """Window ``values`` of any shape."""
-        return torch.from_numpy(stretch(np.asarray(values), self.low, self.high))
-
-
-class OrthogonalPlanes(Transform):
-    """``(1, S, S, S)`` to the 2.5-D view ``(3, S, S)``: central axial, coronal and sagittal planes."""
-
-    def __call__(self, patch: Tensor) -> Tensor:
-        """The three planes of ``patch``."""
-        return torch.from_numpy(np.ascontiguousarray(orthogonal_planes(np.asarray(patch)[0]).transpose(2, 0, 1)))

@@ -343,13 +343,49 @@ def changed_description(**fields):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"train": 2**31}, {"train": 0}, {"rejected": {"mustermann-erika": 1}}, {"site": "omega"}, {"protocol": 9}],
+    [
+        {"train": 2**31},
+        {"train": 0},
+        {"train": 4},
+        {"validation": 3},
+        {"test": 2},
+        {"rejected": {"mustermann-erika": 7}},
+        {"rejected": {"truncated": 3}},
+        {"rejected": {"truncated": "<4"}},
+        {"site": "omega"},
+        {"protocol": 9},
+    ],
 )
 def test_a_site_with_an_impossible_description_is_not_let_in(fields, federation):
     state, _ = federation(alter={"beta": changed_description(**fields)}).play()
     assert state.sites["beta"].answered == 0
     assert state.sites["beta"].missed
     assert "mustermann" not in state.model_dump_json()
+
+
+def test_small_counts_do_not_leave_a_site(federation):
+    from dataclasses import replace
+
+    played = federation()
+    descriptions = []
+
+    def keep(message, reply):
+        if message.metadata.message_type == "query.describe":
+            descriptions.append(json.loads(reply.content["body"]["json"]))
+        return reply
+
+    played.alter = {"beta": keep}
+    played.sites[1] = replace(played.sites[1], rejected={"truncated": 4, "damaged": 5})
+    state, _ = played.play()
+    assert descriptions[0]["rejected"] == {"truncated": "<5", "damaged": 5}
+    assert state.sites["beta"].rejected == {"truncated": "<5", "damaged": 5}
+    rows = [row for row in played.sites[1].rows if row in played.sites[1].rows_of("train", played.config.holdout)]
+    few = federation(where="few")
+    few.sites[1] = replace(few.sites[1], rows=rows[:4])
+    state, _ = few.play()
+    assert {missed.reason for missed in state.sites["beta"].missed} == {
+        "the site has fewer than 5 training images for this request"
+    }
 
 
 def test_a_negative_variance_is_refused_before_it_spoils_every_feature(federation):
@@ -378,7 +414,8 @@ def test_an_evaluation_that_brings_an_array_or_fails_is_noted_and_does_not_count
         def note(self, text):
             notes.append(text)
 
-    state, _ = federation(alter={"beta": evaluates_wrongly}).play(Notes())
+    config = tiny_config(holdout={"test": 0.1, "validation": 0.5})
+    state, _ = federation(config, alter={"beta": evaluates_wrongly}).play(Notes())
     assert state.finished
     assert all(stage.heldout for stage in state.stages)
     assert (

@@ -13,12 +13,13 @@ from monai.transforms import Compose, ScaleIntensityRange
 
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.nifti import nifti_volume
-from aiseeme_models.images.nodules import IsotropicPatch, OrthogonalPlanes, ShowWindow, isotropic_patch, read_nodules
+from aiseeme_models.images.nodules import isotropic_patch, read_nodules
 from aiseeme_models.images.patch_sets import orthogonal_planes
 from aiseeme_models.images.phantom_intake import NODULES, write_mixed_phantoms
 from aiseeme_models.images.picture import ReadOptions
 from aiseeme_models.images.presets import window_range
 from aiseeme_models.images.reading import ImageRejected, RejectReason, read_pictures
+from aiseeme_models.images.volume_transforms import IsotropicPatch, OrthogonalPlanes, ShowWindow
 from aiseeme_models.images.volumes import Volume, dicom_volume
 
 
