@@ -83,7 +83,7 @@ class _Work:
         self.key = home.key
         self.cache = ImageCache(home.store, pipeline)
         self.source = self.catalogue.source(folder, cohort)
-        found, self.unlisted = walk(root)
+        found, self.unlisted = walk(root, home.folder)
         self.found = {self.key.pseudonym("path", file.name): file for file in found}
         self.known = self.catalogue.known_files(self.source)
         self.images = self.catalogue.image_rows(self.source)

@@ -37,12 +37,14 @@ def image_root(folder: Path) -> Path:
     return folder / IMAGES_FOLDER if (folder / IMAGES_FOLDER).is_dir() else folder
 
 
-def walk(root: Path) -> tuple[list[FoundFile], list[str]]:
+def walk(root: Path, home: Path | None = None) -> tuple[list[FoundFile], list[str]]:
     """Every file to look at, by name so that every machine sees one order.
 
-    Left out are folders called ``masks``, hidden files and folders, and labels.csv. Links to folders are not
-    followed. Second the folders that could not be listed: nobody knows how many images are in them.
+    Left out are folders called ``masks``, hidden files and folders, labels.csv, and the site's ``home`` where it lies
+    below. Links to folders are not followed. Second the folders that could not be listed: nobody knows how many
+    images are in them.
     """
+    own = _below(root, home)
     found: list[FoundFile] = []
     unreadable: list[str] = []
     folders = [""]
@@ -55,13 +57,19 @@ def walk(root: Path) -> tuple[list[FoundFile], list[str]]:
                         continue
                     name = f"{below}{entry.name}"
                     if entry.is_dir(follow_symlinks=False):
-                        if entry.name != MASKS_FOLDER:
+                        if entry.name != MASKS_FOLDER and name != own:
                             folders.append(f"{name}/")
                     elif entry.name != LABELS_FILE and not (entry.is_symlink() and entry.is_dir()):
                         found.append(_look(name, entry))
         except OSError:
             unreadable.append(below)
     return sorted(found, key=lambda file: file.name), sorted(unreadable)
+
+
+def _below(root: Path, home: Path | None) -> str | None:
+    if home is None or not home.resolve().is_relative_to(root.resolve()):
+        return None
+    return home.resolve().relative_to(root.resolve()).as_posix()
 
 
 def _look(name: str, entry: os.DirEntry[str]) -> FoundFile:

@@ -15,7 +15,7 @@ from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.options import Options
 from federation_configs.schema import NAME, FederationConfig
 
-PROTOCOL = 1
+PROTOCOL = 2
 RUN_ID = r"^[a-z0-9][a-z0-9-]{0,95}$"
 SHA256 = r"^[0-9a-f]{64}$"
 VERSION = r"^[0-9A-Za-z.+-]{1,40}$"

@@ -118,6 +118,15 @@ def test_masks_hidden_files_and_labels_are_no_images(tmp_path: Path, home: SiteH
     assert done.left_out == ()
 
 
+def test_the_site_s_own_home_is_no_part_of_the_images(tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    picture(folder / "1.png", 1)
+    home = SiteHome(folder / "deep" / "home")
+    for _ in range(2):
+        done = scan(folder, home, PIPELINE)
+        assert ([row.file for row in done.rows], done.left_out) == (["1.png"], ())
+
+
 def test_rows_carry_labels_and_groups(tmp_path: Path, home: SiteHome) -> None:
     folder = tmp_path / "site"
     for number in range(4):
