@@ -146,7 +146,7 @@ class Catalogue:
                 if version > SCHEMA_VERSION:
                     raise InputError(f"{path}: written by a newer version of this program")
                 if version == 0:
-                    tables = [SQLModel.metadata.tables[row.__tablename__] for row in (SourceRow, FileRow, ImageRow)]
+                    tables = [_table(row) for row in (SourceRow, FileRow, ImageRow)]
                     SQLModel.metadata.create_all(connection, tables=tables)
                     connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
         except DatabaseError:
@@ -224,7 +224,8 @@ class Catalogue:
             old = _select(FileRow.id).where(col(FileRow.source_id) == source, col(FileRow.path_key).in_(keys))
             session.execute(delete(ImageRow).where(col(ImageRow.file_id).in_(old)))
             session.execute(delete(FileRow).where(col(FileRow.source_id) == source, col(FileRow.path_key).in_(keys)))
-            session.execute(insert(FileRow), list(files))
+            # Into the tables, past the ORM: it took as long as decoding small images.
+            session.execute(insert(_table(FileRow)), list(files))
             ids = dict(
                 session.execute(
                     _select(FileRow.path_key, FileRow.id).where(
@@ -238,7 +239,7 @@ class Catalogue:
                 for image in its
             ]
             if rows:
-                session.execute(insert(ImageRow), rows)
+                session.execute(insert(_table(ImageRow)), rows)
 
     def restamp(self, stamps: dict[int, tuple[int, int, int, int]]) -> None:
         """Note new stamps of files whose content is as it was."""
@@ -309,6 +310,10 @@ class Catalogue:
         )
         with self.session() as session:
             yield from session.execute(query.execution_options(yield_per=1000))
+
+
+def _table(row: type[SQLModel]) -> Any:
+    return SQLModel.metadata.tables[str(row.__tablename__)]
 
 
 def _select(*columns: Any) -> Any:

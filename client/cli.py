@@ -224,7 +224,6 @@ def _show_scan(done: Scan) -> None:
     from aiseeme_models.images.rejection import RejectReason
 
     summary = done.summary()
-    speed = f", {done.decoded / done.seconds:,.0f} files/s" if done.decoded else ""
     table = Table(title=f"{shown(str(done.folder))}: {len(done.rows):,} images accepted")
     table.add_column("")
     table.add_column("", justify="right")
@@ -244,7 +243,9 @@ def _show_scan(done: Scan) -> None:
         table.add_row("vanished", f"{done.vanished:,}", "Files of an earlier scan that are no longer there.")
     screen = console()
     screen.print(table)
-    screen.print(f"{done.decoded:,} files decoded in {done.seconds:.1f} s{speed}", highlight=False)
+    speed = f": {done.images_decoded / done.seconds:,.0f} images/s" if done.decoded else ""
+    work = f"{done.decoded:,} files with {done.images_decoded:,} images decoded in {done.seconds:.1f} s"
+    screen.print(f"{work}{speed}", highlight=False)
     if len(done.reasons):
         screen.print(
             f"`aiseeme-site images {shown(str(done.folder))} --left-out` names them", highlight=False, soft_wrap=True

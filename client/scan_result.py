@@ -61,6 +61,7 @@ class Scan:
         vanished: how many files of an earlier scan are no longer there.
         saturated: how many accepted images are mostly as bright as can be.
         decoded: how many files were decoded in this scan.
+        images_decoded: how many images they held.
         seconds: how long it took.
     """
 
@@ -72,6 +73,7 @@ class Scan:
     vanished: int
     saturated: int
     decoded: int
+    images_decoded: int
     seconds: float
 
     @property

@@ -87,7 +87,7 @@ class _Work:
         self.found = {self.key.pseudonym("path", file.name): file for file in found}
         self.known = self.catalogue.known_files(self.source)
         self.images = self.catalogue.image_rows(self.source)
-        self.decoded = 0
+        self.decoded = self.images_decoded = 0
 
     def decode(self, on_file: Callable[[], None] | None) -> None:
         """Bring catalogue and cache up to date; what is done lasts, whatever happens to the rest."""
@@ -152,6 +152,7 @@ class _Work:
             vanished=self.vanished,
             saturated=saturated,
             decoded=self.decoded,
+            images_decoded=self.images_decoded,
             seconds=0.0,
         )
 
@@ -204,6 +205,7 @@ class _Work:
                 if image.square is not None:
                     self.cache.put(image_key(outcome.content, image.frame, len(outcome.images)), image.square)
             self.decoded += 1
+            self.images_decoded += len(outcome.images)
             yield outcome
             if on_file is not None:
                 on_file()

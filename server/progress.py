@@ -81,9 +81,8 @@ class Progress(Silent):
         self.console.print(sites)
         for where, reasons in left_out[:_LISTED]:
             counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-            self.say(
-                f"left out of {where}: {counts}; `aiseeme-site images {where} --left-out --home {folder.parent}` names the files"
-            )
+            names = f"aiseeme-site images {where} --left-out --home {folder.parent}"
+            self.say(f"left out of {where}: {counts}; `{names}` names the files")
         if missing:
             self.say(f"labels.csv names {missing} files that are not there")
         self.say(

@@ -47,6 +47,11 @@ def nifti_pictures(data: bytes, options: ReadOptions) -> Iterator[Picture]:
         yield Picture(number, stretch(plane, low, high), facts, findings=size_findings(rows, columns), samples=plane)
 
 
+def is_nifti(data: bytes) -> bool:
+    """Whether a file that starts so is NIfTI 1 or 2; a gzip file is taken for one."""
+    return data[344:348] == b"n+1\0" or data[4:8] == b"n+2\0" or data[:2] == b"\x1f\x8b"
+
+
 def nifti_volume(data: bytes) -> Volume:
     """The volume of a NIfTI file (gzipped or not) with its place in the patient.
 
@@ -75,7 +80,7 @@ def gunzip(data: bytes) -> bytes:
     """
     unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
     plain = unpacker.decompress(data, MAX_UNPACKED)
-    if plain[344:348] != b"n+1\0" and plain[4:8] != b"n+2\0":
+    if plain[:2] == b"\x1f\x8b" or not is_nifti(plain):
         raise ImageRejected(RejectReason.NOT_AN_IMAGE)
     if unpacker.unconsumed_tail:
         raise ImageRejected(RejectReason.TOO_LARGE)

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from monai.transforms.transform import Transform
 from torch import Tensor
 
+from aiseeme_models.images.nifti import is_nifti, nifti_volume
 from aiseeme_models.images.nodules import isotropic_patch
 from aiseeme_models.images.patch_sets import orthogonal_planes
 from aiseeme_models.images.picture import stretch
-from aiseeme_models.images.volumes import Volume
+from aiseeme_models.images.reading import read_bytes
+from aiseeme_models.images.volumes import Volume, dicom_volume
+
+
+class ReadVolume(Transform):
+    """The files of one DICOM series, or one DICOM or NIfTI file, to a `Volume` in modality units."""
+
+    def __call__(self, paths: Path | Sequence[Path]) -> Volume:
+        """Read ``paths``; raises InputError where they make no volume, ImageRejected where one cannot be decoded."""
+        files = [read_bytes(path) for path in ([paths] if isinstance(paths, Path) else paths)]
+        if len(files) == 1 and is_nifti(files[0]):
+            return nifti_volume(files[0])
+        return dicom_volume(files)
 
 
 class IsotropicPatch(Transform):

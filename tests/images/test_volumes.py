@@ -19,7 +19,7 @@ from aiseeme_models.images.phantom_intake import NODULES, write_mixed_phantoms
 from aiseeme_models.images.picture import ReadOptions
 from aiseeme_models.images.presets import window_range
 from aiseeme_models.images.reading import ImageRejected, RejectReason, read_pictures
-from aiseeme_models.images.volume_transforms import IsotropicPatch, OrthogonalPlanes, ShowWindow
+from aiseeme_models.images.volume_transforms import IsotropicPatch, OrthogonalPlanes, ReadVolume, ShowWindow
 from aiseeme_models.images.volumes import Volume, dicom_volume
 
 
@@ -111,7 +111,9 @@ def test_linear_interpolation_equals_a_naive_one() -> None:
         assert abs(patch[i, j, k] - total) < 1e-5
 
 
-def test_transforms_compose_with_monai_s_own(ct: Volume) -> None:
+def test_transforms_compose_with_monai_s_own(phantoms: Path, ct: Volume) -> None:
+    for files in (sorted(phantoms.glob("*/ct-*.dcm")), phantoms / "volume.nii.gz"):
+        np.testing.assert_array_equal(ReadVolume()(files).values, ct.values)
     place = (ct.origin[0] + 20, ct.origin[1] + 60, ct.origin[2] + 42)
     cut = IsotropicPatch(place, side_mm=48, size=32)
     ours = Compose([cut, ShowWindow(*window_range("lung")), OrthogonalPlanes()])(ct)
