@@ -55,7 +55,7 @@ class FileRow(SQLModel, table=True):
         size, mtime_ns, ctime_ns, inode: as the file system says; unchanged means: not read again.
         content: sha256 of its bytes; "" where it cannot be read.
         reason: why nothing of it can be used, or "".
-        readers: versions of the decoders that saw it; what they rejected is tried again with others.
+        readers: versions of the decoders that saw it, and their limits; what they rejected is tried again with others.
         present: whether the last scan found it.
     """
 

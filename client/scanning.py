@@ -13,7 +13,7 @@ from typing import Any
 
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.cache import ImageCache
-from aiseeme_models.images.decode_pool import DecodedFile, DecodePool, DecodeTask
+from aiseeme_models.images.decode_pool import DecodedFile, DecodedImage, DecodePool, DecodeTask
 from aiseeme_models.images.filling import image_key
 from aiseeme_models.images.labels import POINT_COLUMN, LabelRow, Labels, read_labels
 from aiseeme_models.images.pipeline import Pipeline
@@ -32,7 +32,6 @@ DEFAULT_COHORT = "default"
 
 _FILES_AT_ONCE = 500
 _SECONDS_AT_ONCE = 5.0
-_NO_STAMP: Stamp = (0, 0, 0, 0)
 
 
 def scan(
@@ -88,6 +87,9 @@ class _Work:
         self.known = self.catalogue.known_files(self.source)
         self.images = self.catalogue.image_rows(self.source)
         self.decoded = self.images_decoded = 0
+        self.logged: set[str] = set()
+        limits = self.intake.limits
+        self.attempt = f"{_readers()}, {limits.seconds:g} s, {limits.memory_bytes} bytes"
 
     def decode(self, on_file: Callable[[], None] | None) -> None:
         """Bring catalogue and cache up to date; what is done lasts, whatever happens to the rest."""
@@ -141,8 +143,9 @@ class _Work:
         self.catalogue.set_status(changes)
         self.catalogue.scan_done(self.source)
         left_out.sort(key=lambda item: (item.file, item.frame or 0))
-        for item in left_out if self.decoded else ():
-            self.log.info("not used: %r, image %s: %s", item.file, item.frame, item.reason.value)
+        for item in left_out:
+            if item.file in self.logged:
+                self.log.info("not used: %r, image %s: %s", item.file, item.frame, item.reason.value)
         return Scan(
             folder=self.folder,
             root=self.root,
@@ -165,7 +168,7 @@ class _Work:
                 continue
             known = self.known.get(key)
             retried = known is not None and (
-                known.reason == RejectReason.UNREADABLE or (known.reason and known.readers != _readers())
+                known.reason == RejectReason.UNREADABLE or (known.reason and known.readers != self.attempt)
             )
             if known is None or retried:
                 wanted[key] = None
@@ -200,15 +203,18 @@ class _Work:
     def _outcomes(
         self, pool: DecodePool, tasks: Iterable[DecodeTask], on_file: Callable[[], None] | None
     ) -> Iterator[DecodedFile]:
-        for outcome in pool.decode(tasks):
+        for outcome in pool.decode(tasks, self._keep):
             for image in outcome.images:
-                if image.square is not None:
-                    self.cache.put(image_key(outcome.content, image.frame, len(outcome.images)), image.square)
+                self._keep(outcome.content, image)
             self.decoded += 1
             self.images_decoded += len(outcome.images)
             yield outcome
             if on_file is not None:
                 on_file()
+
+    def _keep(self, content: str, image: DecodedImage) -> None:
+        if image.square is not None:
+            self.cache.put(image_key(content, image.frame), image.square)
 
     def _write(self, outcomes: list[tuple[str, DecodedFile]]) -> None:
         """The pixels first, then the rows that say that they are there."""
@@ -218,6 +224,7 @@ class _Work:
 
     def _file_row(self, key: str, outcome: DecodedFile) -> dict[str, Any]:
         file = self.found[key]
+        self.logged.add(file.name)
         size, mtime, ctime, inode = file.stamp
         return {
             "source_id": self.source,
@@ -229,7 +236,7 @@ class _Work:
             "inode": inode,
             "content": outcome.content,
             "reason": "" if outcome.reason is None else outcome.reason.value,
-            "readers": _readers(),
+            "readers": self.attempt,
             "present": True,
         }
 
@@ -242,7 +249,7 @@ class _Work:
             named = patient or subject.study
             rows.append(
                 {
-                    "key": image_key(outcome.content, image.frame, len(outcome.images)),
+                    "key": image_key(outcome.content, image.frame),
                     "frame": image.frame,
                     "pixel_hash": image.pixel_hash,
                     "modality": facts.modality,

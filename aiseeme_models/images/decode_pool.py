@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,9 @@ class DecodedFile:
     images: tuple[DecodedImage, ...] = ()
 
 
+OnPart = Callable[[str, DecodedImage], None]
+
+
 @dataclass(eq=False)
 class _Process:
     """A worker and what it has been given."""
@@ -147,6 +150,7 @@ class DecodePool:
         self._selector = selectors.DefaultSelector()
         self._processes: list[_Process] = []
         self._restarts = 0
+        self._on_part: OnPart | None = None
 
     def __enter__(self) -> DecodePool:
         return self
@@ -162,12 +166,19 @@ class DecodePool:
             worker.process.communicate()
         self._processes.clear()
 
-    def decode(self, tasks: Iterable[DecodeTask]) -> Iterator[DecodedFile]:
+    def decode(self, tasks: Iterable[DecodeTask], on_part: OnPart | None = None) -> Iterator[DecodedFile]:
         """The outcome of every task, as they are ready.
+
+        Args:
+            tasks: what to decode; taken as there is room for them.
+            on_part: gets content hash and image of files of so many images that they come in parts. Those images have
+                no square any more in the file's outcome, so that memory does not grow with a file. The file may still
+                turn out to be rejected.
 
         Raises:
             RuntimeError: no worker can be kept alive, whatever it is given.
         """
+        self._on_part = on_part
         upcoming = iter(tasks)
         again: deque[DecodeTask] = deque()
         first = next(upcoming, None)
@@ -259,7 +270,12 @@ class DecodePool:
             number = answer.get("id")
             if number is not None:
                 images = worker.partial.setdefault(number, [])
-                images += [self._image(worker, entry) for entry in answer["pictures"]]
+                part = [self._image(worker, entry) for entry in answer["pictures"]]
+                if "full" in answer and self._on_part is not None:
+                    for image in part:
+                        self._on_part(answer["content"], image)
+                    part = [replace(image, square=None) for image in part]
+                images += part
             if "full" in answer:
                 self._write(worker, b'"go"\n')
                 continue

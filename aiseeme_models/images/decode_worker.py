@@ -76,16 +76,16 @@ class Worker:
         self.at_work[0] = number
         signal.setitimer(signal.ITIMER_REAL, self.seconds)
         found: list[dict[str, Any]] = []
-        content, reason = "", None
+        content, reason, handed_over = "", None, False
         try:
             data = read_bytes(path)
             content = hashlib.sha256(data).hexdigest()
             for picture in read_pictures(data, self.pipeline.reading):
                 if self.used == len(self.slots):
-                    self._hand_over(number, found)
-                    found = []
+                    self._hand_over({"id": number, "content": content, "pictures": found})
+                    handed_over, found = True, []
                 found.append(self._entry(picture))
-            if not found and self.used == 0:
+            if not found and not handed_over:
                 reason = RejectReason.NO_PIXELS
         except ImageRejected as rejected:
             reason = rejected.reason
@@ -95,7 +95,7 @@ class Worker:
         self._say({"id": number, "pictures": found, "content": content, "reason": reason})
         self.at_work[0] = IDLE
         if self.used == len(self.slots):
-            self._hand_over(None, [])
+            self._hand_over({})
 
     def _entry(self, picture: Picture) -> dict[str, Any]:
         """One image: what the catalogue keeps of it, and its square in a slot if the policy lets it in."""
@@ -124,10 +124,10 @@ class Worker:
             "saturated": quality.saturated,
         }
 
-    def _hand_over(self, number: int | None, found: list[dict[str, Any]]) -> None:
+    def _hand_over(self, part: dict[str, Any]) -> None:
         """All slots are full: give them away and wait until the pool has copied them."""
         signal.setitimer(signal.ITIMER_REAL, 0)
-        self._say({"full": True} if number is None else {"full": True, "id": number, "pictures": found})
+        self._say({"full": True} | part)
         self._flush()
         later = []
         while (line := self._next()) is not None and line != "go":

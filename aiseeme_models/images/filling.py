@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiseeme_models.images.cache import ImageCache
-from aiseeme_models.images.decode_pool import DecodeLimits, DecodePool, DecodeTask
+from aiseeme_models.images.decode_pool import DecodedImage, DecodeLimits, DecodePool, DecodeTask
 from aiseeme_models.images.rejection import POLICY_REASONS
 
 
@@ -24,9 +24,9 @@ class WantedImage:
     path: Path
 
 
-def image_key(content: str, frame: int, frames: int) -> str:
-    """The key of an image: the sha256 of its file, and its number where the file holds several."""
-    return content if frames == 1 else f"{content}.{frame}"
+def image_key(content: str, frame: int) -> str:
+    """The key of an image: the sha256 of its file, and its number for all but a file's first."""
+    return f"{content}.{frame}" if frame else content
 
 
 def fill(
@@ -51,13 +51,17 @@ def fill(
         return set()
     paths = sorted({image.path for image in wanted if image.key in missing})
     tasks = [DecodeTask(number, path) for number, path in enumerate(paths)]
+
+    def keep(content: str, image: DecodedImage) -> None:
+        key = image_key(content, image.frame)
+        if key in missing and image.square is not None:
+            cache.put(key, image.square)
+            missing.discard(key)
+
     with DecodePool(cache.pipeline, limits, frozenset(POLICY_REASONS)) as pool:
-        for outcome in pool.decode(tasks):
+        for outcome in pool.decode(tasks, keep):
             for image in outcome.images:
-                key = image_key(outcome.content, image.frame, len(outcome.images))
-                if key in missing and image.square is not None:
-                    cache.put(key, image.square)
-                    missing.discard(key)
+                keep(outcome.content, image)
             if on_file is not None:
                 on_file()
     cache.commit()

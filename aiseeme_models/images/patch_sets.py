@@ -14,7 +14,7 @@ from aiseeme_models.images.picture import MAX_PIXELS, ImageFacts, Picture, Pixel
 from aiseeme_models.images.rejection import ImageRejected, RejectReason
 
 MEMBER = "images"
-MAX_PATCHES = 2_000_000
+MAX_PATCHES = 200_000
 MAX_UNPACKED = 2**31
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from aiseeme_models.errors import InputError
@@ -312,6 +313,30 @@ def test_a_damaged_or_newer_catalogue_is_a_clear_error(tmp_path: Path, home: Sit
     damage(home.folder / "catalogue.sqlite")
     with pytest.raises(InputError, match=says):
         scan(folder, again(home), PIPELINE)
+
+
+def test_a_patch_set_larger_than_a_worker_s_memory_is_cached_in_parts(
+    tmp_path: Path, home: SiteHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiseeme_models.images.decode_pool._MOST_SLOTS", 8)
+    folder = tmp_path / "patches"
+    folder.mkdir()
+    np.savez(folder / "many.npz", images=np.random.default_rng(0).integers(0, 256, (50, 20, 20), dtype=np.uint8))
+    done = scan(folder, home, PIPELINE)
+    assert [row.frame for row in done.rows] == list(range(50))
+    opened = ImageCache(home.store, PIPELINE).open([row.content for row in done.rows])
+    assert len({image.numpy().tobytes() for image in opened.batch(torch.arange(50))}) == 50
+
+
+def test_raised_limits_give_a_rejected_file_another_chance(tmp_path: Path, home: SiteHome) -> None:
+    folder = tmp_path / "site"
+    picture(folder / "1.png", 1)
+    (folder / "slow.png").write_bytes(b"no image")
+    scan(folder, home, PIPELINE)
+    assert scan(folder, again(home), PIPELINE).decoded == 0
+    (home.folder / "site.toml").write_text("[intake]\nseconds_per_file = 500\n")
+    assert scan(folder, again(home), PIPELINE).decoded == 1
+    assert scan(folder, again(home), PIPELINE).decoded == 0
 
 
 def test_labels_of_a_patch_set_are_joined_by_index(tmp_path: Path, home: SiteHome) -> None:

@@ -83,6 +83,11 @@ def test_a_file_of_more_images_than_the_shared_memory_has_places(tmp_path: Path,
     assert [image.frame for image in images] == list(range(11))
     assert len({image.square.tobytes() for image in images}) == 11
     assert all(outcome.reason is None for outcome in outcomes.values())
+    parts: list[tuple[str, int]] = []
+    with DecodePool(OPTIONS.pipeline, DecodeLimits(workers=1)) as pool:
+        (done,) = pool.decode([DecodeTask(0, tmp_path / "pages.tif")], lambda c, image: parts.append((c, image.frame)))
+    assert parts == [(done.content, frame) for frame in range(9)], "memory does not grow with the images of a file"
+    assert [image.square is None for image in done.images] == [True] * 9 + [False] * 2
 
 
 @pytest.mark.parametrize(
