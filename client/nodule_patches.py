@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -27,6 +28,12 @@ from client.site_key import SiteKey
 from client.walking import image_root, walk
 
 PATCHES_FILE = "patches.npz"
+# What is said of a nodule; any other column of a list may name a patient, whatever it is called.
+_KEPT_COLUMNS = frozenset(
+    ("diameter_mm", "label", "malignant", "malignancy", "subtlety", "internalStructure", "calcification")
+) | frozenset(("sphericity", "margin", "lobulation", "spiculation", "texture"))
+_DAMAGED = "a file of it is damaged"
+_OUTSIDE = "a listed place lies outside its scan"
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ def write_patches(
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
+    if not (math.isfinite(side_mm) and side_mm > 0):
+        raise InputError(f"a side of {side_mm} mm: it must be a number above 0")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is not empty; patches are written into a new folder")
     wanted = read_nodules(listed)
@@ -86,6 +95,12 @@ def write_patches(
             volume = dicom_volume([read_bytes(path) for path in files[series]])
         except (InputError, ImageRejected) as error:
             unusable[str(error)] += 1
+            continue
+        except Exception:  # decoders fail with any exception on a damaged file, and its text may quote the file
+            unusable[_DAMAGED] += 1
+            continue
+        if not all(volume.holds(nodule.place) for nodule in wanted[series]):
+            unusable[_OUTSIDE] += 1
             continue
         for nodule in wanted[series]:
             patch = isotropic_patch(volume, nodule.place, side_mm=side_mm, size=size)
@@ -114,13 +129,13 @@ def _line(volume: Volume, nodule: Nodule, key: SiteKey) -> dict[str, str]:
     patient = volume.patient.strip()
     named = patient if names_somebody(patient) else volume.series
     line = {"patient_id": key.pseudonym("patient", named), SERIES: key.pseudonym("series", volume.series)}
-    return line | {"split_point": str(split_point(named))} | dict(nodule.columns)
+    kept = {name: value for name, value in nodule.columns.items() if name in _KEPT_COLUMNS}
+    return line | {"split_point": str(split_point(named))} | kept
 
 
 def _files_of(folder: Path, wanted: set[str]) -> dict[str, list[Path]]:
     """The files of every wanted series, told by their headers."""
     import pydicom
-    from pydicom.errors import InvalidDicomError
 
     root = image_root(folder)
     found: dict[str, list[Path]] = defaultdict(list)
@@ -133,8 +148,8 @@ def _files_of(folder: Path, wanted: set[str]) -> dict[str, list[Path]]:
             try:
                 header = pydicom.dcmread(path, specific_tags=["SeriesInstanceUID"], stop_before_pixels=True)
                 series = str(header.get("SeriesInstanceUID", ""))
-            except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, NotImplementedError):
-                continue  # `scan` says what is wrong with it
+            except Exception:  # no DICOM, or a damaged one: `scan` says what is wrong with it
+                continue
             if series in wanted:
                 found[series].append(path)
     return dict(found)

@@ -14,7 +14,7 @@ from typing import Any
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.cache import ImageCache
 from aiseeme_models.images.decode_pool import DecodedFile, DecodedImage, DecodePool, DecodeTask
-from aiseeme_models.images.filling import image_key
+from aiseeme_models.images.filling import WantedImage, fill, image_key
 from aiseeme_models.images.labels import POINT_COLUMN, LabelRow, Labels, read_labels
 from aiseeme_models.images.pipeline import Pipeline
 from aiseeme_models.images.reading import read_bytes
@@ -66,6 +66,8 @@ def scan(
         work = _Work(folder, root, home, pipeline, cohort)
         work.decode(on_file)
         done = work.outcome(labels)
+        # A copy that takes the place of a vanished original was not cached while it was a copy.
+        fill(work.cache, [WantedImage(row.content, root / row.file) for row in done.rows], home.config.intake.limits)
     if not done.rows:
         raise InputError(_nothing_usable(root, done))
     return replace(done, seconds=time.perf_counter() - started)
@@ -89,7 +91,7 @@ class _Work:
         self.decoded = self.images_decoded = 0
         self.logged: set[str] = set()
         limits = self.intake.limits
-        self.attempt = f"{_readers()}, {limits.seconds:g} s, {limits.memory_bytes} bytes"
+        self.attempt = f"{_readers()}, {limits.seconds:g} s, {limits.memory_bytes} bytes, {pipeline.key}"
 
     def decode(self, on_file: Callable[[], None] | None) -> None:
         """Bring catalogue and cache up to date; what is done lasts, whatever happens to the rest."""
@@ -161,6 +163,8 @@ class _Work:
 
     def _to_decode(self) -> dict[str, None]:
         """Files that are new, changed, or whose accepted images the cache lacks, in the order of their names."""
+        # Another window or size may show something in what was blank to the pipeline of an earlier scan.
+        blank = {row.path_key for row in self.images if RejectReason.NEAR_BLANK in _findings(row)}
         wanted: dict[str, None] = {}
         restamped: dict[int, Stamp] = {}
         for key, file in self.found.items():
@@ -168,7 +172,8 @@ class _Work:
                 continue
             known = self.known.get(key)
             retried = known is not None and (
-                known.reason == RejectReason.UNREADABLE or (known.reason and known.readers != self.attempt)
+                known.reason == RejectReason.UNREADABLE
+                or ((known.reason or key in blank) and known.readers != self.attempt)
             )
             if known is None or retried:
                 wanted[key] = None
@@ -292,7 +297,7 @@ class _Work:
         if given.get(POINT_COLUMN):
             points.append((-1, int(given[POINT_COLUMN])))
         for rank, (column, kind) in enumerate(_LABEL_IDS):
-            if given.get(column):
+            if names_somebody(given.get(column, "")):
                 tokens.append(self.key.pseudonym(kind, given[column]))
                 points.append((rank, split_point(given[column])))
         tokens += [token for token in (row.patient, row.study, row.series) if token]

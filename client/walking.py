@@ -59,11 +59,18 @@ def walk(root: Path, home: Path | None = None) -> tuple[list[FoundFile], list[st
                     if entry.is_dir(follow_symlinks=False):
                         if entry.name != MASKS_FOLDER and name != own:
                             folders.append(f"{name}/")
-                    elif entry.name != LABELS_FILE and not (entry.is_symlink() and entry.is_dir()):
+                    elif entry.name != LABELS_FILE and not _links_to_folder(entry):
                         found.append(_look(name, entry))
         except OSError:
             unreadable.append(below)
     return sorted(found, key=lambda file: file.name), sorted(unreadable)
+
+
+def _links_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_symlink() and entry.is_dir()
+    except OSError:  # a loop, or a target that may not be looked at: `_look` says that it is unreadable
+        return False
 
 
 def _below(root: Path, home: Path | None) -> str | None:

@@ -15,7 +15,17 @@ from pydantic import BaseModel
 from aiseeme_models import __version__
 from server.flower_adapter import FLWR_VERSION
 
-_LIBRARIES = ("torch", "torchvision", "monai", "flwr", "pydicom", "imagecodecs", "nibabel", "scikit-learn", "safetensors")
+_LIBRARIES = (
+    "torch",
+    "torchvision",
+    "monai",
+    "flwr",
+    "pydicom",
+    "imagecodecs",
+    "nibabel",
+    "scikit-learn",
+    "safetensors",
+)
 _OPTIONAL = {"ray": "only for simulate --engine ray"}
 _DISK_GB, _MEMORY_GB = 2.0, 2.0
 

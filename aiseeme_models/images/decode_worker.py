@@ -126,7 +126,7 @@ class Worker:
 
     def _hand_over(self, part: dict[str, Any]) -> None:
         """All slots are full: give them away and wait until the pool has copied them."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        left, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # waiting for the pool is not the file's time
         self._say({"full": True} | part)
         self._flush()
         later = []
@@ -136,7 +136,7 @@ class Worker:
         if line is None:
             raise SystemExit(0)
         self.used = 0
-        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+        signal.setitimer(signal.ITIMER_REAL, left)
 
     def _say(self, answer: dict[str, Any]) -> None:
         self.lines.append(json.dumps(answer, separators=(",", ":")).encode())

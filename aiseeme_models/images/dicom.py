@@ -37,6 +37,7 @@ from aiseeme_models.images.picture import (
 from aiseeme_models.images.rejection import ImageRejected, RejectReason
 
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_MOST_BITS = 64
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 
 dicom_codecs.install()
@@ -117,6 +118,9 @@ def dicom_pictures(data: bytes, options: ReadOptions) -> Iterator[Picture]:
             mask = dicom_policy.region_mask(dataset, rows, columns)
             findings += () if mask is not None else (RejectReason.ULTRASOUND_TEXT,)
         findings += size_findings(rows, columns)
+        bits = int(dataset.get("BitsStored") or dataset.get("BitsAllocated") or 0)
+        if not 0 <= bits <= _MOST_BITS:
+            raise ImageRejected(RejectReason.DAMAGED)
         declared = str(dataset.PhotometricInterpretation)
         facts = ImageFacts(
             modality=dicom_policy.modality_of(dataset),
@@ -124,7 +128,7 @@ def dicom_pictures(data: bytes, options: ReadOptions) -> Iterator[Picture]:
             columns=columns,
             photometric=declared if declared in dicom_policy.PHOTOMETRICS else "OTHER",
             encoding=encoding,
-            bits=int(dataset.get("BitsStored") or dataset.get("BitsAllocated") or 0),
+            bits=bits,
         )
         for frame, (stored, photometric) in enumerate(stored_frames(dataset)):
             if not np.isfinite(stored).all() if stored.dtype.kind == "f" else False:
@@ -132,8 +136,10 @@ def dicom_pictures(data: bytes, options: ReadOptions) -> Iterator[Picture]:
             pixels = _shown(stored, photometric, dataset, frame, options)
             if mask is not None:
                 pixels = np.where(mask if pixels.ndim == 2 else mask[..., None], pixels, pixels.dtype.type(0))
-            deep = stored.ndim == 2 and pixels.dtype != np.uint8
-            yield Picture(frame, pixels, facts, subject, findings, samples=stored if deep else None)
+            grey = stored.ndim == 2 and photometric in _GREY
+            yield Picture(
+                frame, pixels, facts, subject, findings, _samples(stored, photometric, mask) if grey else None
+            )
 
 
 def encoding_name(syntax: UID) -> str:
@@ -152,6 +158,12 @@ def _shown(stored: NDArray[Any], photometric: str, dataset: Dataset, frame: int,
         raise ImageRejected(RejectReason.DAMAGED)
     inverted = photometric == "MONOCHROME1"
     return shown_grey(stored, frame_display(dataset, frame), options.window, inverted=inverted)
+
+
+def _samples(stored: NDArray[Any], photometric: str, mask: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """What tells copies of a grey frame, whatever window it is shown with: 8-bit values as a PNG would have them."""
+    samples = np.invert(stored) if stored.dtype == np.uint8 and photometric == "MONOCHROME1" else stored
+    return samples if mask is None else np.where(mask, samples, samples.dtype.type(0))
 
 
 def _native_length(dataset: Dataset) -> int:

@@ -64,6 +64,8 @@ def read_nodules(path: Path) -> dict[str, list[Nodule]]:
             raise InputError(f"{path}, line {number}: {', '.join(names)} must be numbers of mm") from None
         if not all(map(math.isfinite, (z, y, x))):
             raise InputError(f"{path}, line {number}: {', '.join(names)} must be finite")
+        if not (line[SERIES] or "").strip():
+            raise InputError(f"{path}, line {number}: '{SERIES}' is empty")
         rest = {key: value for key, value in line.items() if key not in (*names, SERIES) and isinstance(value, str)}
         found[line[SERIES].strip()].append(Nodule((z, y, x), rest))
     return dict(found)

@@ -36,7 +36,7 @@ def patch_pictures(data: bytes, options: ReadOptions) -> Iterator[Picture]:
             patch if channels or patch.ndim == 2 else (orthogonal_planes(patch) if options.orthogonal else axial(patch))
         )
         shown: Pixels = plane if plane.dtype == np.uint8 else stretch(plane, low, high)
-        yield Picture(number, shown, facts, findings=findings, samples=None if plane.dtype == np.uint8 else plane)
+        yield Picture(number, shown, facts, findings=findings, samples=patch)
 
 
 def read_patches(data: bytes) -> NDArray[Any]:

@@ -77,7 +77,7 @@ class Picture:
         facts: what the header says.
         subject: whose it is.
         findings: what a policy may object to.
-        samples: the decoded values before any display step, of deep images; what tells duplicates.
+        samples: what tells copies, where the pixels depend on a window or a view: the decoded values.
     """
 
     frame: int
@@ -99,12 +99,11 @@ class Picture:
         Of 8-bit images the shown values are hashed, so that a DICOM and the PNG made of it agree; of deeper ones the
         decoded values, since no two programs window alike. It tells accidental copies; it is no signature.
         """
-        deep = self.samples is not None
         array = self.pixels if self.samples is None else self.samples
         if array.dtype.kind in "iu":
             signed = array.dtype.kind == "i" and bool(array.size) and int(array.min()) < 0
-            array = np.ascontiguousarray(array, f"<{'i' if signed else 'u'}{array.itemsize if deep else 1}")
-        inverted = deep and self.facts.photometric == "MONOCHROME1"
+            array = np.ascontiguousarray(array, f"<{'i' if signed else 'u'}{array.itemsize}")
+        inverted = array.itemsize > 1 and self.facts.photometric == "MONOCHROME1"
         digest = xxhash.xxh3_128(f"{array.shape} {array.dtype.str} {inverted}".encode())
         digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()

@@ -41,6 +41,11 @@ class Volume:
     series: str = ""
     patient: str = ""
 
+    def holds(self, place: Sequence[float]) -> bool:
+        """Whether a place ``z, y, x`` in mm (LPS) lies inside the volume."""
+        index = self.index_of(place)
+        return bool((index >= -0.5).all() and (index <= np.asarray(self.values.shape) - 0.5).all())
+
     def index_of(self, place: Sequence[float]) -> NDArray[np.float64]:
         """Fractional voxel index ``(3,)`` of a place ``z, y, x`` in mm (LPS)."""
         offset = np.asarray(place, np.float64) - np.asarray(self.origin)
@@ -120,9 +125,14 @@ def _plane(dataset: Dataset, frame: int) -> tuple[NDArray[np.float64], NDArray[n
         keyword: [float(number) for number in source[keyword].value]
         for source in sources
         for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-        if source.get(keyword)
+        if source.get(keyword) and hasattr(source[keyword].value, "__iter__")
     }
     if len(found) != 3:
         raise InputError("a slice does not say where it lies (position, orientation or pixel spacing is missing)")
+    sizes = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+    if any(len(found[name]) != size or not np.isfinite(found[name]).all() for name, size in sizes.items()):
+        raise InputError("a slice does not say where it lies (position, orientation or pixel spacing is damaged)")
     rows, columns = found["PixelSpacing"]
+    if not (rows > 0 and columns > 0):
+        raise InputError("a slice has a pixel spacing of 0 or less")
     return np.array(found["ImagePositionPatient"]), np.array(found["ImageOrientationPatient"]), (rows, columns)
