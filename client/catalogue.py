@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, UniqueConstraint, delete, event, insert, update
-from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from sqlmodel import Field, Session, SQLModel, col, create_engine, select
 
 from aiseeme_models.errors import InputError
@@ -141,19 +141,41 @@ class Catalogue:
         self._engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": _BUSY_TIMEOUT_S})
         event.listen(self._engine, "connect", _set_up)
         try:
-            with self._engine.begin() as connection:
-                version = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
-                if version > SCHEMA_VERSION:
-                    raise InputError(f"{path}: written by a newer version of this program")
-                if version == 0:
-                    tables = [_table(row) for row in (SourceRow, FileRow, ImageRow)]
-                    SQLModel.metadata.create_all(connection, tables=tables)
-                    connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            if self._pragma("user_version") == 0:
+                with self.scanning():
+                    self._create()
+            if self._pragma("user_version") > SCHEMA_VERSION:
+                raise InputError(f"{path}: written by a newer version of this program")
+            if self._pragma("application_id") != self._key_check:
+                raise InputError(f"{path}: written with another site key: put the right site.key back")
+        except OperationalError as error:  # busy, full or read-only: SQLite's words name no content
+            raise InputError(f"{path}: the catalogue cannot be used now: {error.orig}") from None
         except DatabaseError:
             raise InputError(
                 f"{path}: not a catalogue, or damaged: move it away and scan again (the images are not touched)"
             ) from None
-        path.chmod(0o600)
+
+    def _create(self) -> None:
+        """Make the tables, unless another process just did; the caller holds the lock of scans."""
+        if self._pragma("user_version"):
+            return
+        with self._engine.connect() as connection:  # outside a transaction: a database's journal is set once
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+        self.path.chmod(0o600)
+        with self._engine.begin() as connection:
+            tables = [_table(row) for row in (SourceRow, FileRow, ImageRow)]
+            SQLModel.metadata.create_all(connection, tables=tables)
+            connection.exec_driver_sql(f"PRAGMA application_id = {self._key_check}")
+            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _pragma(self, name: str) -> int:
+        with self._engine.connect() as connection:
+            return int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
+
+    @property
+    def _key_check(self) -> int:
+        """28 bits of a pseudonym: tells another key before it writes rows that the right one cannot read."""
+        return int(self.key.pseudonym("check", "catalogue")[:7], 16) | 1
 
     @property
     def engine(self) -> Engine:
@@ -174,6 +196,8 @@ class Catalogue:
             with Session(self._engine) as session:
                 yield session
                 session.commit()
+        except OperationalError as error:
+            raise InputError(f"{self.path}: the catalogue cannot be used now: {error.orig}") from None
         except SQLAlchemyError as error:
             raise InputError(f"{self.path}: the catalogue cannot be used: {type(error).__name__}") from None
 
@@ -325,7 +349,6 @@ def _select(*columns: Any) -> Any:
 
 def _set_up(connection: Any, _: object) -> None:
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,23 +75,35 @@ def scan(
     size: Size = 224,
     cohort: Annotated[str, typer.Option(help="What you call these images, for policies.")] = "default",
     watch: Annotated[
-        float | None, typer.Option(min=1, help="Scan again every so many seconds, until Ctrl-C.", show_default=False)
+        float | None,
+        typer.Option(min=1, max=86_400, help="Scan again every so many seconds, until Ctrl-C.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Catalogue an image folder and decode it into the cache; say what was left out and why."""
+    from aiseeme_models.errors import InputError
     from client.scanning import scan as read
     from client.site_home import site_home
 
-    pipeline = _pipeline(preset, size)
-    place = site_home(home)
+    pipeline, name = _pipeline(preset, size), _cohort(cohort)
+    if watch is not None and not math.isfinite(watch):
+        raise InputError("--watch: seconds from 1 to 86400")
     while True:
-        with _reading(folder, quiet=as_json) as on_file:
-            done = read(folder, place, pipeline, cohort=_cohort(cohort), on_file=on_file)
-        if as_json:
-            typer.echo(json.dumps(done.summary(), indent=None if watch else 2))
+        try:
+            with _reading(folder, quiet=as_json) as on_file:
+                # A home of its own for every scan: site.toml may have changed.
+                done = read(folder, site_home(home), pipeline, cohort=name, on_file=on_file)
+        except InputError as error:
+            if watch is None:
+                raise
+            # An empty folder, a half-written labels.csv, a share that is gone for a while: the next scan may find better.
+            for line in str(error).split("\n"):
+                typer.echo(printable(f"error: {line}", LONGEST_LINE), err=True)
         else:
-            _show_scan(done)
+            if as_json:
+                typer.echo(json.dumps(done.summary(), indent=None if watch else 2))
+            else:
+                _show_scan(done)
         if watch is None:
             return
         time.sleep(watch)

@@ -60,6 +60,8 @@ def scan(
     started = time.perf_counter()
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
+    if image_root(folder).resolve() == home.folder.resolve():
+        raise InputError(f"{folder}: is the site's home; --home names another folder for key, catalogue and cache")
     labels = read_labels(folder)
     root = image_root(folder)
     with home.catalogue.scanning():
@@ -84,7 +86,7 @@ class _Work:
         self.key = home.key
         self.cache = ImageCache(home.store, pipeline)
         self.source = self.catalogue.source(folder, cohort)
-        found, self.unlisted = walk(root, home.folder)
+        found, self.unlisted = walk(root, home.folder, home.store.root)
         self.found = {self.key.pseudonym("path", file.name): file for file in found}
         self.known = self.catalogue.known_files(self.source)
         self.images = self.catalogue.image_rows(self.source)

@@ -18,8 +18,8 @@ class IntakeOptions(Options):
     """The ``[intake]`` table: which images may be used, and what reading one file may cost."""
 
     admit: tuple[str, ...] = Field(default=(), description="reasons of quarantine that do not keep an image out")
-    seconds_per_file: float = Field(default=120.0, gt=0, description="a file that takes longer is rejected")
-    memory_gb_per_file: float = Field(default=4.0, ge=0.5, description="memory of one decoding process")
+    seconds_per_file: float = Field(default=120.0, gt=0, le=86_400, description="a file that takes longer is rejected")
+    memory_gb_per_file: float = Field(default=4.0, ge=0.5, le=4096, description="memory of one decoding process")
     workers: int | None = Field(default=None, ge=1, le=256, description="decoding processes; default: one per core")
 
     @field_validator("admit")
@@ -45,7 +45,9 @@ class IntakeOptions(Options):
 class CacheOptions(Options):
     """The ``[cache]`` table: where decoded images are kept, and how."""
 
-    folder: str | None = Field(default=None, description="where; default: `cache` beside site.toml")
+    folder: str | None = Field(
+        default=None, pattern=r"^/[^\x00]*$", description="where, from the root; default: `cache` beside site.toml"
+    )
     budget_gb: float | None = Field(default=None, gt=0, description="most disk space, in 10^9 bytes")
     encrypt: bool = Field(default=False, description="AES-256-GCM at rest, under the site's key")
 

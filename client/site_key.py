@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import os
 import secrets
@@ -9,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aiseeme_models.atomic_files import flush_folder
 from aiseeme_models.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,15 +40,8 @@ class SiteKey:
         Raises:
             InputError: it holds something else.
         """
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            pass
-        else:
-            with os.fdopen(handle, "w") as file:
-                file.write(secrets.token_hex(_BYTES) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+        if not path.exists():
+            cls._create(path)
         try:
             return cls(bytes.fromhex(path.read_text(encoding="ascii").strip()))
         except ValueError:
@@ -54,6 +49,21 @@ class SiteKey:
                 f"{path}: not a site's key (64 hexadecimal digits): put the right file back; without it the catalogue "
                 "cannot be read, and a new key needs a new scan"
             ) from None
+
+    @staticmethod
+    def _create(path: Path) -> None:
+        """Written aside and linked into place: whole or not at all, and the first of two processes wins."""
+        draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_hex(_BYTES) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)
+            flush_folder(path.parent)
+        finally:
+            draft.unlink(missing_ok=True)
 
     def pseudonym(self, kind: str, name: str) -> str:
         """128 bits of HMAC-SHA256 of an identifier, in hex: equal names get equal pseudonyms, and nobody without the

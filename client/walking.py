@@ -37,14 +37,14 @@ def image_root(folder: Path) -> Path:
     return folder / IMAGES_FOLDER if (folder / IMAGES_FOLDER).is_dir() else folder
 
 
-def walk(root: Path, home: Path | None = None) -> tuple[list[FoundFile], list[str]]:
+def walk(root: Path, *own: Path) -> tuple[list[FoundFile], list[str]]:
     """Every file to look at, by name so that every machine sees one order.
 
-    Left out are folders called ``masks``, hidden files and folders, labels.csv, and the site's ``home`` where it lies
-    below. Links to folders are not followed. Second the folders that could not be listed: nobody knows how many
-    images are in them.
+        Left out are folders called ``masks``, hidden files and folders, labels.csv, and the site's ``own`` folders where
+    they lie below. Links to folders are not followed. Second the folders that could not be listed: nobody knows how
+    many images are in them.
     """
-    own = _below(root, home)
+    skipped = {_below(root, folder) for folder in own} - {None}
     found: list[FoundFile] = []
     unreadable: list[str] = []
     folders = [""]
@@ -57,7 +57,7 @@ def walk(root: Path, home: Path | None = None) -> tuple[list[FoundFile], list[st
                         continue
                     name = f"{below}{entry.name}"
                     if entry.is_dir(follow_symlinks=False):
-                        if entry.name != MASKS_FOLDER and name != own:
+                        if entry.name != MASKS_FOLDER and name not in skipped:
                             folders.append(f"{name}/")
                     elif entry.name != LABELS_FILE and not _links_to_folder(entry):
                         found.append(_look(name, entry))
@@ -73,8 +73,8 @@ def _links_to_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _below(root: Path, home: Path | None) -> str | None:
-    if home is None or not home.resolve().is_relative_to(root.resolve()):
+def _below(root: Path, home: Path) -> str | None:
+    if not home.resolve().is_relative_to(root.resolve()):
         return None
     return home.resolve().relative_to(root.resolve()).as_posix()
 

@@ -100,7 +100,9 @@ class ImageCache:
         """
         if not self._waiting:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.store.root.exists():
+            self.store.root.mkdir(parents=True, mode=0o700)
+        self.folder.mkdir(mode=0o700, exist_ok=True)
         (self.folder / _USED).touch()
         if self.store.key is not None:
             self._remove_what_is_in_clear()
@@ -109,13 +111,15 @@ class ImageCache:
         images = np.stack(list(self._waiting.values()))  # (N, C, S, S)
         self._make_room(images.nbytes)
         array = self.folder / f"{name}{self._suffix}"
-        with array.open("xb") as file:
-            if self.store.key is None:
-                np.save(file, images)
-            else:
-                file.write(self._sealed(name, images))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with array.open("xb") as file:
+                # Not np.save(file): on a full disk it says neither the file nor the reason.
+                file.write(_npy(images) if self.store.key is None else self._sealed(name, images))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            array.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(array)) from None
         entry = {"hashes": list(self._waiting), "bytes": array.stat().st_size}
         draft = self.folder / f"{name}.tmp"
         with draft.open("x", encoding="utf-8") as text:
@@ -166,10 +170,8 @@ class ImageCache:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         assert self.store.key is not None
-        plain = io.BytesIO()
-        np.save(plain, images)
         nonce = os.urandom(_NONCE_BYTES)
-        return nonce + AESGCM(self.store.key).encrypt(nonce, plain.getbuffer(), self._purpose(name))
+        return nonce + AESGCM(self.store.key).encrypt(nonce, _npy(images), self._purpose(name))
 
     def _unsealed(self, name: str, sealed: bytes) -> bytes:
         from cryptography.exceptions import InvalidTag
@@ -199,10 +201,11 @@ class ImageCache:
                 array = file.with_suffix(self._suffix)
                 # A pack that was cut or deleted by hand is as good as missing: its images are decoded again.
                 whole = array.stat().st_size == entry["bytes"]
-            except (ValueError, OSError):
+                keys = [str(key) for key in entry["hashes"]]
+            except (ValueError, KeyError, TypeError, OSError):
                 continue
             if whole:
-                self._take_in(file.stem, entry["hashes"])
+                self._take_in(file.stem, keys)
         # Packs may have made room for others since.
         gone = {name for name in self._index.packs if not (self.folder / f"{name}.json").exists()}
         if gone:
@@ -218,6 +221,11 @@ class ImageCache:
         budget = self.store.budget_bytes
         if budget is None:
             return
+        # What was written under the other setting of encryption can no longer be read here.
+        other = ".sealed" if self.store.key is None else ".npy"
+        for array in self.store.root.glob(f"*/pack-*{other}"):
+            array.with_suffix(".json").unlink(missing_ok=True)
+            array.unlink(missing_ok=True)
         taken = {folder: _bytes_in(folder) for folder in self.store.root.iterdir() if folder.is_dir()}
         others = sorted((folder for folder in taken if folder != self.folder), key=_last_used)
         while sum(taken.values()) + needed > budget and others:
@@ -243,6 +251,12 @@ class ImageCache:
         for file in self.folder.glob("pack-*"):
             if file.stem not in committed and time.time() - file.stat().st_mtime > _LEFTOVER_SECONDS:
                 file.unlink(missing_ok=True)
+
+
+def _npy(images: NDArray[np.uint8]) -> memoryview:
+    plain = io.BytesIO()
+    np.save(plain, images)
+    return plain.getbuffer()
 
 
 def _bytes_in(folder: Path) -> int:

@@ -191,3 +191,108 @@ def test_a_placeholder_in_labels_csv_names_nobody(tmp_path: Path, home: SiteHome
         picture(folder / f"{number}.png", number)
     (folder / "labels.csv").write_text("file,patient_id\n" + "".join(f"{n}.png,n/a\n" for n in range(4)))
     assert len({row.group for row in scan(folder, home, PIPELINE).rows}) == 4
+
+
+def test_a_new_key_is_refused_before_it_writes_anything(tmp_path: Path, home: SiteHome) -> None:
+    folder = tmp_path / "site"
+    picture(folder / "1.png", 1)
+    scan(folder, home, PIPELINE)
+    right = (home.folder / "site.key").read_text()
+    (home.folder / "site.key").unlink()
+    with pytest.raises(InputError, match="another site key"):
+        scan(folder, SiteHome(home.folder), PIPELINE)
+    (home.folder / "site.key").write_text(right)
+    assert scan(folder, SiteHome(home.folder), PIPELINE).decoded == 0
+
+
+def test_a_key_that_could_not_be_written_leaves_no_half_of_one(tmp_path: Path, monkeypatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("client.site_key.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        SiteKey.load_or_create(tmp_path / "site.key")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    SiteKey.load_or_create(tmp_path / "site.key")
+    assert [path.name for path in tmp_path.iterdir()] == ["site.key"]
+
+
+def test_scans_that_start_a_home_together_agree(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    for number in range(3):
+        picture(tmp_path / "site" / f"{number}.png", number)
+    code = "from client.cli import main; main()"
+    for attempt in range(3):
+        arguments = [
+            "scan",
+            str(tmp_path / "site"),
+            "--home",
+            str(tmp_path / f"home-{attempt}"),
+            "--size",
+            "16",
+            "--json",
+        ]
+        command = [sys.executable, "-c", code, *arguments]
+        both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+        for process in both:
+            out, errors = process.communicate(timeout=120)
+            assert (process.returncode, errors) == (0, ""), errors
+            assert '"images": 3' in out
+
+
+def test_a_busy_or_read_only_catalogue_is_not_called_damaged(tmp_path: Path, home: SiteHome, monkeypatch) -> None:
+    import sqlite3
+
+    from client import catalogue
+
+    folder = tmp_path / "site"
+    picture(folder / "1.png", 1)
+    scan(folder, home, PIPELINE)
+    monkeypatch.setattr(catalogue, "_BUSY_TIMEOUT_S", 0.1)
+    busy = sqlite3.connect(home.folder / "catalogue.sqlite", isolation_level=None)
+    busy.execute("BEGIN IMMEDIATE")
+    with pytest.raises(InputError, match="cannot be used now: database is locked"):
+        scan(folder, SiteHome(home.folder), PIPELINE)
+    busy.execute("ROLLBACK")
+    assert len(scan(folder, SiteHome(home.folder), PIPELINE).rows) == 1
+
+
+def test_packs_of_the_other_setting_of_encryption_make_room(tmp_path: Path, home: SiteHome) -> None:
+    folder = tmp_path / "site"
+    for number in range(10):
+        picture(folder / f"{number}.png", number)
+    home.folder.mkdir()
+    settings = home.folder / "site.toml"
+    size = 10 * 3 * 16 * 16 / 1e9
+    settings.write_text(f"[cache]\nencrypt = true\nbudget_gb = {1.5 * size}\n")
+    scan(folder, SiteHome(home.folder), PIPELINE)
+    settings.write_text(f"[cache]\nbudget_gb = {1.5 * size}\n")
+    assert len(scan(folder, SiteHome(home.folder), PIPELINE).rows) == 10
+    assert list(home.folder.rglob("*.sealed")) == []
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"hashes": 7, "bytes": 1}', "null"])
+def test_a_pack_s_index_of_another_shape_is_as_good_as_missing(tmp_path: Path, home: SiteHome, content: str) -> None:
+    folder = tmp_path / "site"
+    picture(folder / "1.png", 1)
+    scan(folder, home, PIPELINE)
+    for index in home.folder.rglob("pack-*.json"):
+        index.write_text(content)
+    assert scan(folder, SiteHome(home.folder), PIPELINE).decoded == 1
+
+
+def test_the_site_s_own_folders_are_no_images(tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    picture(folder / "1.png", 1)
+    with pytest.raises(InputError, match="is the site's home"):
+        scan(folder, SiteHome(folder), PIPELINE)
+    home = SiteHome(tmp_path / "home")
+    home.folder.mkdir()
+    (home.folder / "site.toml").write_text(f'[cache]\nfolder = "{folder}/deep/cache"\n')
+    for _ in range(2):
+        done = scan(folder, home, PIPELINE)
+        assert (len(done.rows), done.left_out) == (1, ())
+    assert (folder / "deep" / "cache").stat().st_mode & 0o077 == 0
