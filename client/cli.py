@@ -96,7 +96,7 @@ def scan(
         except InputError as error:
             if watch is None:
                 raise
-            # An empty folder, a half-written labels.csv, a share that is gone for a while: the next scan may find better.
+            # An empty folder, a half-written labels.csv, a share that is gone: the next scan may do better.
             for line in str(error).split("\n"):
                 typer.echo(printable(f"error: {line}", LONGEST_LINE), err=True)
         else:

@@ -40,7 +40,7 @@ def image_root(folder: Path) -> Path:
 def walk(root: Path, *own: Path) -> tuple[list[FoundFile], list[str]]:
     """Every file to look at, by name so that every machine sees one order.
 
-        Left out are folders called ``masks``, hidden files and folders, labels.csv, and the site's ``own`` folders where
+    Left out are folders called ``masks``, hidden files and folders, labels.csv, and the site's ``own`` folders where
     they lie below. Links to folders are not followed. Second the folders that could not be listed: nobody knows how
     many images are in them.
     """
