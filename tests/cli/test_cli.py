@@ -146,7 +146,7 @@ def test_bad_input_ends_with_exit_code_2_and_a_sentence(arguments, says, hospita
 
 def test_a_federation_that_loses_its_quorum_ends_with_exit_code_1(tmp_path):
     # Each site has fewer training images than a batch: it is told so, and nobody is left.
-    folders = [write_pictures(tmp_path / name, 8, seed=i) for i, name in enumerate(("north", "south"))]
+    folders = [write_pictures(tmp_path / name, 20, seed=i) for i, name in enumerate(("north", "south"))]
     (tmp_path / "large.toml").write_text(
         SMALL.replace("batch_size = 4", "batch_size = 64").replace("queue = 16", "queue = 64")
     )
