@@ -283,7 +283,7 @@ class Catalogue:
                 session.execute(update(FileRow), [{"id": file, "present": present} for file in files])
 
     def image_rows(self, source: int) -> list[Any]:
-        """Every image of the files that are there, with `FileRow.path_key`; columns as in `ImageRow`."""
+        """Every image of the files that are there, with `FileRow.path_key`: what a scan decides by."""
         columns = (
             FileRow.path_key,
             ImageRow.id,
@@ -297,7 +297,6 @@ class Catalogue:
             ImageRow.findings,
             ImageRow.saturated,
             ImageRow.status,
-            ImageRow.modality,
         )
         query = _select(*columns).join(FileRow, col(FileRow.id) == col(ImageRow.file_id))
         query = query.where(col(FileRow.source_id) == source, col(FileRow.present).is_(True))

@@ -17,6 +17,7 @@ from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, run_app, show_version, shown
 
 if TYPE_CHECKING:
+    from aiseeme_models.images.pipeline import Pipeline
     from client.scanning import Scan
 
 app = typer.Typer(
@@ -194,7 +195,7 @@ def nodules(
         typer.echo(printable(f"{count} series left out: {why}", LONGEST_LINE))
 
 
-def _pipeline(preset: str, size: int):  # type: ignore[no-untyped-def]
+def _pipeline(preset: str, size: int) -> Pipeline:
     from aiseeme_models.images.presets import ImageOptions
     from aiseeme_models.options import parse_options
 

@@ -7,7 +7,6 @@ import io
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +61,6 @@ def write_patches(
     size: int,
     side_mm: float,
     window: WindowName,
-    on_series: Callable[[], None] | None = None,
 ) -> PatchSet:
     """Cut a cube around every listed nodule.
 
@@ -74,7 +72,6 @@ def write_patches(
         size: voxels along a side.
         side_mm: side of a cube.
         window: what of the HU range is kept.
-        on_series: called once per series.
 
     Raises:
         InputError: no such folder, ``out`` holds something, a mistake in the list, or nothing to cut out.
@@ -106,8 +103,6 @@ def write_patches(
             patch = isotropic_patch(volume, nodule.place, side_mm=side_mm, size=size)
             cubes.append(np.rint(stretch(patch, *window_range(window)) * 255).astype(np.uint8))
             lines.append({"index": str(len(lines)), **_line(volume, nodule, key)})
-        if on_series is not None:
-            on_series()
     if not cubes:
         reasons = "; ".join(unusable) or f"none of the {len(wanted)} listed series is in the folder"
         raise InputError(f"{folder}: no nodule could be cut out: {reasons}")

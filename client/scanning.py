@@ -60,16 +60,18 @@ def scan(
     started = time.perf_counter()
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    if image_root(folder).resolve() == home.folder.resolve():
+    root = image_root(folder)
+    if root.resolve() == home.folder.resolve():
         raise InputError(f"{folder}: is the site's home; --home names another folder for key, catalogue and cache")
     labels = read_labels(folder)
-    root = image_root(folder)
     with home.catalogue.scanning():
         work = _Work(folder, root, home, pipeline, cohort)
         work.decode(on_file)
         done = work.outcome(labels)
         # A copy that takes the place of a vanished original was not cached while it was a copy.
-        fill(work.cache, [WantedImage(row.content, root / row.file) for row in done.rows], home.config.intake.limits)
+        lacking = work.cache.missing(row.content for row in done.rows)
+        wanted = [WantedImage(row.content, root / row.file) for row in done.rows if row.content in lacking]
+        fill(work.cache, wanted, home.config.intake.limits)
     if not done.rows:
         raise InputError(_nothing_usable(root, done))
     return replace(done, seconds=time.perf_counter() - started)
@@ -98,15 +100,13 @@ class _Work:
     def decode(self, on_file: Callable[[], None] | None) -> None:
         """Bring catalogue and cache up to date; what is done lasts, whatever happens to the rest."""
         wanted = self._to_decode()
-        changed = bool(wanted)
-        numbers = list(wanted)
         tasks = (
             DecodeTask(number, self.root / self.found[key].name, self.found[key].stamp[0])
-            for number, key in enumerate(numbers)
+            for number, key in enumerate(wanted)
         )
         with DecodePool(self.cache.pipeline, self.intake.limits, self.intake.admitted) as pool:
             for batch in _batches(self._outcomes(pool, tasks, on_file)):
-                self._write([(numbers[outcome.number], outcome) for outcome in batch])
+                self._write([(wanted[outcome.number], outcome) for outcome in batch])
         unopened = [key for key, file in self.found.items() if file.reason is not None and self._is_news(key, file)]
         self._write([(key, DecodedFile(0, "", self.found[key].reason)) for key in unopened])
         gone = [known.id for key, known in self.known.items() if known.present and key not in self.found]
@@ -114,7 +114,7 @@ class _Work:
         self.catalogue.mark_present(gone, False)
         self.catalogue.mark_present(back, True)
         self.vanished = sum(key not in self.found for key in self.known)
-        if changed or unopened or gone or back:
+        if wanted or unopened or gone or back:
             self.known = self.catalogue.known_files(self.source)
             self.images = self.catalogue.image_rows(self.source)
 
@@ -163,11 +163,11 @@ class _Work:
             seconds=0.0,
         )
 
-    def _to_decode(self) -> dict[str, None]:
+    def _to_decode(self) -> list[str]:
         """Files that are new, changed, or whose accepted images the cache lacks, in the order of their names."""
         # Another window or size may show something in what was blank to the pipeline of an earlier scan.
         blank = {row.path_key for row in self.images if RejectReason.NEAR_BLANK in _findings(row)}
-        wanted: dict[str, None] = {}
+        wanted: set[str] = set()
         restamped: dict[int, Stamp] = {}
         for key, file in self.found.items():
             if file.reason is not None:
@@ -178,21 +178,20 @@ class _Work:
                 or ((known.reason or key in blank) and known.readers != self.attempt)
             )
             if known is None or retried:
-                wanted[key] = None
+                wanted.add(key)
             elif known.stamp != file.stamp:
                 if self._same_content(file, known):
                     restamped[known.id] = file.stamp
                 else:
-                    wanted[key] = None
+                    wanted.add(key)
         self.catalogue.restamp(restamped)
         usable = {
             row.key: row.path_key
             for row in self.images
             if row.status != DUPLICATE and row.path_key in self.found and self.intake.admitted >= _findings(row)
         }
-        for missing in self.cache.missing(usable):
-            wanted[usable[missing]] = None
-        return {key: None for key in self.found if key in wanted}
+        wanted |= {usable[missing] for missing in self.cache.missing(usable)}
+        return [key for key in self.found if key in wanted]
 
     def _same_content(self, file: FoundFile, known: KnownFile) -> bool:
         """Whether a file that was touched or copied still holds the bytes that were catalogued."""
@@ -250,7 +249,7 @@ class _Work:
     def _image_rows(self, outcome: DecodedFile) -> list[dict[str, Any]]:
         rows = []
         for image in outcome.images:
-            subject, facts = image.subject, image.facts
+            subject = image.subject
             patient = subject.patient.strip()
             patient = patient if names_somebody(patient) else ""
             named = patient or subject.study
@@ -259,12 +258,7 @@ class _Work:
                     "key": image_key(outcome.content, image.frame),
                     "frame": image.frame,
                     "pixel_hash": image.pixel_hash,
-                    "modality": facts.modality,
-                    "rows": facts.rows,
-                    "columns": facts.columns,
-                    "photometric": facts.photometric,
-                    "encoding": facts.encoding,
-                    "bits": facts.bits,
+                    **vars(image.facts),
                     "patient": self.key.pseudonym("patient", patient) if patient else "",
                     "study": self.key.pseudonym("study", subject.study) if subject.study else "",
                     "series": self.key.pseudonym("series", subject.series) if subject.series else "",

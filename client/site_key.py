@@ -8,16 +8,12 @@ import os
 import secrets
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from aiseeme_models.atomic_files import flush_folder
 from aiseeme_models.errors import InputError
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from aiseeme_models.sealing import WrongKey, seal, unseal
 
 _BYTES = 32
-_NONCE_BYTES = 12
 _PSEUDONYM_DIGITS = 32
 
 
@@ -77,9 +73,8 @@ class SiteKey:
         return hmac.digest(self._pseudonym_key, text, "sha256").hex()[:_PSEUDONYM_DIGITS]
 
     def seal(self, text: str) -> bytes:
-        """``text`` encrypted and authenticated (AES-256-GCM)."""
-        nonce = os.urandom(_NONCE_BYTES)
-        return nonce + self._names.encrypt(nonce, text.encode("utf-8", "surrogatepass"), None)
+        """``text`` encrypted and authenticated."""
+        return seal(self._names_key, text.encode("utf-8", "surrogatepass"))
 
     def unseal(self, sealed: bytes) -> str:
         """What was given to `seal`.
@@ -87,13 +82,10 @@ class SiteKey:
         Raises:
             InputError: sealed with another key, or changed.
         """
-        from cryptography.exceptions import InvalidTag
-
         try:
-            plain = self._names.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], None)
-        except InvalidTag:
+            return unseal(self._names_key, sealed).decode("utf-8", "surrogatepass")
+        except WrongKey:
             raise InputError("the catalogue was written with another site key: put the right key back") from None
-        return plain.decode("utf-8", "surrogatepass")
 
     @cached_property
     def cache_key(self) -> bytes:
@@ -105,10 +97,8 @@ class SiteKey:
         return self._derived("pseudonyms")
 
     @cached_property
-    def _names(self) -> AESGCM:
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-        return AESGCM(self._derived("names"))
+    def _names_key(self) -> bytes:
+        return self._derived("names")
 
     def _derived(self, purpose: str) -> bytes:
         from cryptography.hazmat.primitives.hashes import SHA256

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from aiseeme_models.atomic_files import flush_folder
+from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.pipeline import Pipeline
+from aiseeme_models.sealing import WrongKey, seal, unseal
 
 if TYPE_CHECKING:
     from aiseeme_models.images.cached_images import CachedImages
@@ -33,7 +34,7 @@ _PACK_IMAGES = 4096
 _PACK_BYTES = 64 * 2**20
 _LEFTOVER_SECONDS = 24 * 3600
 _USED = ".used"
-_NONCE_BYTES = 12
+_CLEAR, _SEALED = ".npy", ".sealed"
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ class ImageCache:
             self.store.root.mkdir(parents=True, mode=0o700)
         self.folder.mkdir(mode=0o700, exist_ok=True)
         (self.folder / _USED).touch()
-        if self.store.key is not None:
-            self._remove_what_is_in_clear()
+        if self.store.key is not None or self.store.budget_bytes is not None:
+            self._remove_packs_of_the_other_setting()
         self._remove_leftovers()
         name = f"pack-{uuid.uuid4().hex}"
         images = np.stack(list(self._waiting.values()))  # (N, C, S, S)
@@ -121,13 +122,7 @@ class ImageCache:
             array.unlink(missing_ok=True)
             raise OSError(error.errno, error.strerror, str(array)) from None
         entry = {"hashes": list(self._waiting), "bytes": array.stat().st_size}
-        draft = self.folder / f"{name}.tmp"
-        with draft.open("x", encoding="utf-8") as text:
-            json.dump(entry, text)
-            text.flush()
-            os.fsync(text.fileno())
-        draft.rename(self.folder / f"{name}.json")
-        flush_folder(self.folder)
+        write_atomically(self.folder / f"{name}.json", json.dumps(entry).encode())
         self._take_in(name, self._waiting)
         self._waiting = {}
 
@@ -155,7 +150,7 @@ class ImageCache:
 
     @property
     def _suffix(self) -> str:
-        return ".npy" if self.store.key is None else ".sealed"
+        return _CLEAR if self.store.key is None else _SEALED
 
     def _pack(self, name: str) -> NDArray[np.uint8]:
         path = self.folder / f"{name}{self._suffix}"
@@ -167,21 +162,14 @@ class ImageCache:
         return images
 
     def _sealed(self, name: str, images: NDArray[np.uint8]) -> bytes:
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
         assert self.store.key is not None
-        nonce = os.urandom(_NONCE_BYTES)
-        return nonce + AESGCM(self.store.key).encrypt(nonce, _npy(images), self._purpose(name))
+        return seal(self.store.key, _npy(images), self._purpose(name))
 
     def _unsealed(self, name: str, sealed: bytes) -> bytes:
-        from cryptography.exceptions import InvalidTag
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
         assert self.store.key is not None
         try:
-            view = memoryview(sealed)
-            return AESGCM(self.store.key).decrypt(view[:_NONCE_BYTES], view[_NONCE_BYTES:], self._purpose(name))
-        except InvalidTag:
+            return unseal(self.store.key, sealed, self._purpose(name))
+        except WrongKey:
             raise InputError(
                 f"{self.folder}: encrypted with another key, or changed since it was written: "
                 "give the site its key back, or delete the folder and scan again"
@@ -221,11 +209,6 @@ class ImageCache:
         budget = self.store.budget_bytes
         if budget is None:
             return
-        # What was written under the other setting of encryption can no longer be read here.
-        other = ".sealed" if self.store.key is None else ".npy"
-        for array in self.store.root.glob(f"*/pack-*{other}"):
-            array.with_suffix(".json").unlink(missing_ok=True)
-            array.unlink(missing_ok=True)
         taken = {folder: _bytes_in(folder) for folder in self.store.root.iterdir() if folder.is_dir()}
         others = sorted((folder for folder in taken if folder != self.folder), key=_last_used)
         while sum(taken.values()) + needed > budget and others:
@@ -240,8 +223,9 @@ class ImageCache:
                 " raise budget_gb in site.toml, take a smaller image size, or scan fewer images"
             )
 
-    def _remove_what_is_in_clear(self) -> None:
-        for array in self.store.root.glob("*/pack-*.npy"):
+    def _remove_packs_of_the_other_setting(self) -> None:
+        """What was written with or without encryption, where the other holds now: it cannot be read here."""
+        for array in self.store.root.glob(f"*/pack-*{_CLEAR if self.store.key is not None else _SEALED}"):
             array.with_suffix(".json").unlink(missing_ok=True)
             array.unlink(missing_ok=True)
 

@@ -106,19 +106,11 @@ class Worker:
             slot = self.used
             self.slots[slot] = image
             self.used += 1
-        facts, subject = picture.facts, picture.subject
         return {
             "frame": picture.frame,
             "slot": slot,
-            "facts": [
-                facts.modality,
-                facts.rows,
-                facts.columns,
-                facts.photometric,
-                facts.encoding,
-                facts.bits,
-            ],
-            "subject": [subject.patient, subject.study, subject.series],
+            "facts": list(vars(picture.facts).values()),
+            "subject": list(vars(picture.subject).values()),
             "pixel_hash": picture.pixel_hash,
             "findings": findings,
             "saturated": quality.saturated,

@@ -131,7 +131,7 @@ def dicom_pictures(data: bytes, options: ReadOptions) -> Iterator[Picture]:
             bits=bits,
         )
         for frame, (stored, photometric) in enumerate(stored_frames(dataset)):
-            if not np.isfinite(stored).all() if stored.dtype.kind == "f" else False:
+            if stored.dtype.kind == "f" and not np.isfinite(stored).all():
                 raise ImageRejected(RejectReason.DAMAGED)
             pixels = _shown(stored, photometric, dataset, frame, options)
             if mask is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,15 +29,26 @@ def frame_display(dataset: Dataset, frame: int) -> Dataset:
     display = Dataset()
     if hasattr(dataset, "file_meta"):
         display.file_meta = dataset.file_meta
-    sources = [dataset]
-    shared, own = dataset.get("SharedFunctionalGroupsSequence"), dataset.get("PerFrameFunctionalGroupsSequence")
-    for groups in ([shared[0]] if shared else []) + ([own[frame]] if own and frame < len(own) else []):
-        sources += [groups[name][0] for name in _FUNCTIONAL_GROUPS if groups.get(name)]
-    for source in sources:
+    for source in frame_sources(dataset, frame, _FUNCTIONAL_GROUPS):
         for keyword in (*_MODALITY_KEYWORDS, *_VOI_KEYWORDS, *_OTHER_KEYWORDS):
             if keyword in source and not _is_empty(source[keyword]):
                 display[keyword] = source[keyword]
     return display
+
+
+def frame_sources(dataset: Dataset, frame: int, names: Sequence[str]) -> list[Dataset]:
+    """Where attributes of a frame may stand: the object, groups that all frames share, the frame's own; later ones win.
+
+    Args:
+        dataset: an object of one frame or many.
+        frame: its number.
+        names: sequences of the functional groups (PS3.3 C.7.6.16) that hold the attributes.
+    """
+    sources = [dataset]
+    shared, own = dataset.get("SharedFunctionalGroupsSequence"), dataset.get("PerFrameFunctionalGroupsSequence")
+    for groups in ([shared[0]] if shared else []) + ([own[frame]] if own and frame < len(own) else []):
+        sources += [groups[name][0] for name in names if groups.get(name)]
+    return sources
 
 
 def shown_grey(stored: NDArray[Any], display: Dataset, window: tuple[float, float] | None, *, inverted: bool) -> Pixels:
@@ -75,9 +87,14 @@ def windowed(values: NDArray[Any], center: float, width: float, function: str = 
         argument = -4 * (values.astype(np.float64) - center) / width
         curve: NDArray[np.float32] = (1 / (1 + np.exp(np.clip(argument, -500, 500)))).astype(np.float32)
         return curve
+    return stretch(values, *_linear_range(center, width, function))
+
+
+def _linear_range(center: float, width: float, function: str) -> tuple[float, float]:
+    """Lowest and highest value that a LINEAR or LINEAR_EXACT window shows."""
     if function == "LINEAR":
         center, width = (center - 0.5, max(width - 1, 1e-6))  # a width of 1 is a threshold
-    return stretch(values, center - width / 2, center + width / 2)
+    return center - width / 2, center + width / 2
 
 
 def shown_palette(stored: NDArray[Any], dataset: Dataset) -> Pixels:
@@ -104,14 +121,19 @@ def modality_values(stored: NDArray[Any], display: Dataset) -> NDArray[Any]:
     if "ModalityLUTSequence" in display:
         table: NDArray[Any] = apply_modality_lut(stored, display)
         return table
-    slope, intercept = (_number(display.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
-    slope, intercept = (1.0 if slope is None else slope), (0.0 if intercept is None else intercept)
+    slope, intercept = _rescale(display)
     if (slope, intercept) == (1.0, 0.0):
         return stored
     values = stored.astype(np.float32)
     values *= np.float32(slope)
     values += np.float32(intercept)
     return values
+
+
+def _rescale(display: Dataset) -> tuple[float, float]:
+    """Slope and intercept; what is not there changes nothing."""
+    slope, intercept = (_number(display.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
+    return (1.0 if slope is None else slope), (0.0 if intercept is None else intercept)
 
 
 def _windowed(stored: NDArray[Any], display: Dataset, window: tuple[float, float] | None) -> NDArray[np.float32]:
@@ -136,14 +158,11 @@ def _windowed(stored: NDArray[Any], display: Dataset, window: tuple[float, float
 
 def _linear_in_one_step(stored: NDArray[Any], display: Dataset, own: tuple[float, float, str]) -> NDArray[np.float32]:
     """Rescale and window are both linear: on 5 million pixels one pass instead of two saves a third of the time."""
-    slope = _number(display.get("RescaleSlope"))
-    slope, intercept = (1.0 if slope is None else slope), _number(display.get("RescaleIntercept")) or 0.0
-    center, width, function = own
-    if function == "LINEAR":
-        center, width = center - 0.5, max(width - 1, 1e-6)
+    slope, intercept = _rescale(display)
+    low, high = _linear_range(*own)
     if slope <= 0:
-        return stretch(modality_values(stored, display), center - width / 2, center + width / 2)
-    return stretch(stored, (center - width / 2 - intercept) / slope, (center + width / 2 - intercept) / slope)
+        return stretch(modality_values(stored, display), low, high)
+    return stretch(stored, (low - intercept) / slope, (high - intercept) / slope)
 
 
 def _padding(stored: NDArray[Any], display: Dataset) -> NDArray[np.bool_]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from aiseeme_models.images.volumes import Volume
 
 MAX_UNPACKED = 2**31
+GZIP = b"\x1f\x8b"
 
 
 def nifti_gz_pictures(data: bytes, options: ReadOptions) -> Iterator[Picture]:
@@ -47,9 +48,14 @@ def nifti_pictures(data: bytes, options: ReadOptions) -> Iterator[Picture]:
         yield Picture(number, stretch(plane, low, high), facts, findings=size_findings(rows, columns), samples=plane)
 
 
+def is_plain_nifti(data: bytes) -> bool:
+    """Whether a file that starts so is NIfTI 1 or 2, not compressed."""
+    return data[:2] != GZIP and (data[344:348] == b"n+1\0" or data[4:8] == b"n+2\0")
+
+
 def is_nifti(data: bytes) -> bool:
     """Whether a file that starts so is NIfTI 1 or 2; a gzip file is taken for one."""
-    return data[344:348] == b"n+1\0" or data[4:8] == b"n+2\0" or data[:2] == b"\x1f\x8b"
+    return data[:2] == GZIP or is_plain_nifti(data)
 
 
 def nifti_volume(data: bytes) -> Volume:
@@ -60,7 +66,7 @@ def nifti_volume(data: bytes) -> Volume:
     """
     from aiseeme_models.images.volumes import Volume
 
-    values, affine = _canonical(gunzip(data) if data[:2] == b"\x1f\x8b" else data)
+    values, affine = _canonical(gunzip(data) if data[:2] == GZIP else data)
     axes = affine[:3, :3].T  # row i: mm vector (x, y, z) of one step along axis i of (X, Y, Z)
     lengths = np.linalg.norm(axes, axis=1)
     directions = (axes / lengths[:, None])[::-1, ::-1]
@@ -80,7 +86,7 @@ def gunzip(data: bytes) -> bytes:
     """
     unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
     plain = unpacker.decompress(data, MAX_UNPACKED)
-    if plain[:2] == b"\x1f\x8b" or not is_nifti(plain):
+    if not is_plain_nifti(plain):
         raise ImageRejected(RejectReason.NOT_AN_IMAGE)
     if unpacker.unconsumed_tail:
         raise ImageRejected(RejectReason.TOO_LARGE)

@@ -6,6 +6,7 @@ Every patient is invented and has a folder named after the patient, as exports h
 from __future__ import annotations
 
 import csv
+import io
 import zlib
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as DicomSequence
 
-from aiseeme_models.images.dicom_codecs import ENCODING_NAMES
 from aiseeme_models.images.phantom_lesions import LESION_PATTERNS, phantom_lesion
 from aiseeme_models.images.phantom_radiographs import RADIOGRAPH_PATTERNS, phantom_radiograph
 from aiseeme_models.images.rejection import RejectReason
@@ -29,11 +29,7 @@ from aiseeme_models.images.rejection import RejectReason
 ACCEPTED = "accepted"
 NODULES = "nodules.csv"
 _SIZE = 96
-_JXL, _DEFLATED_FRAME, _PROGRESSIVE = (
-    next(syntax for syntax, name in ENCODING_NAMES.items() if name == "JPEG XL Lossless"),
-    next(syntax for syntax, name in ENCODING_NAMES.items() if name == "Deflated Image Frame Compression"),
-    "1.2.840.10008.1.2.4.55",
-)
+_JXL, _DEFLATED_FRAME, _PROGRESSIVE = "1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.8.1", "1.2.840.10008.1.2.4.55"
 # pydicom does not write the syntaxes that its dictionary lacks: files are written as another one of the same length.
 _STAND_INS = {_JXL: uid.HTJ2KLossless, _DEFLATED_FRAME: uid.JPEGBaseline8Bit}
 _CT_SLICES, _CT_SPACING = 24, (2.5, 1.5, 1.5)
@@ -140,7 +136,7 @@ class _Writer:
     def _frames(self) -> None:
         """Several frames, without and with functional groups; no preamble; no file meta."""
         stack = np.stack([self._values(12) for _ in range(3)])
-        self._save(self._image(stack[0], bits=12, NumberOfFrames=3, PixelData=stack.tobytes()), "multi-frame", images=3)
+        self._save(self._image(stack[0], bits=12, NumberOfFrames=3, PixelData=stack.tobytes()), "multi-frame")
         enhanced = self._image(stack[0], bits=12, NumberOfFrames=3, PixelData=stack[::-1].tobytes())
         groups = []
         for frame in range(3):
@@ -149,7 +145,7 @@ class _Writer:
             group.FrameVOILUTSequence = DicomSequence([window])
             groups.append(group)
         enhanced.PerFrameFunctionalGroupsSequence = DicomSequence(groups)
-        self._save(enhanced, "enhanced", images=3, outcome=[ACCEPTED, ACCEPTED, ACCEPTED])
+        self._save(enhanced, "enhanced")
         path = self._save(self._grey(), "no-preamble")
         path.write_bytes(path.read_bytes()[132:])
         bare = self._grey()
@@ -188,7 +184,7 @@ class _Writer:
         self._plain("photo.jpeg", Image.fromarray(self._colour_values()), quality=95)
         self._plain("deep.png", Image.fromarray(self._values(12)))
         pages = [Image.fromarray(self._values(8)) for _ in range(2)]
-        self._plain("pages.tif", pages[0], images=2, save_all=True, append_images=pages[1:])
+        self._plain("pages.tif", pages[0], save_all=True, append_images=pages[1:])
         colour = self._colour_values()
         self._save(self._image(colour), "original")
         # Named so that it comes after every patient's folder: of equal images the first by name counts.
@@ -253,7 +249,6 @@ class _Writer:
         outcome: str | list[str] = ACCEPTED,
         *,
         syntax: uid.UID = uid.ExplicitVRLittleEndian,
-        images: int = 1,
     ) -> Path:
         """Write a dataset into its patient's folder."""
         stand_in = _STAND_INS.get(str(syntax), syntax)
@@ -271,9 +266,7 @@ class _Writer:
         self.expected[file] = [outcome] if isinstance(outcome, str) else outcome
         return path
 
-    def _plain(
-        self, name: str, image: Image.Image, outcome: str = ACCEPTED, *, images: int = 1, **options: Any
-    ) -> None:
+    def _plain(self, name: str, image: Image.Image, outcome: str = ACCEPTED, **options: Any) -> None:
         image.save(self.folder / name, **options)
         self.expected[name] = [outcome]
 
@@ -347,8 +340,6 @@ class _Writer:
         return np.rint(hu).astype(np.int16), nodules
 
     def _half_a_png(self) -> bytes:
-        import io
-
         buffer = io.BytesIO()
         Image.fromarray(self._colour_values()).save(buffer, format="PNG")
         data = buffer.getvalue()

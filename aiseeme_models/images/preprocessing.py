@@ -13,8 +13,8 @@ from torch import Tensor
 from aiseeme_models.images.picture import ReadOptions
 from aiseeme_models.images.pipeline import Pipeline, square
 from aiseeme_models.images.presets import ImageOptions
-from aiseeme_models.images.reading import read_bytes, read_pictures
-from aiseeme_models.images.rejection import ImageRejected, RejectReason
+from aiseeme_models.images.reading import read_picture
+from aiseeme_models.images.rejection import ImageRejected
 
 
 class ReadImage(Transform):
@@ -31,11 +31,9 @@ class ReadImage(Transform):
 
     def __call__(self, path: Path) -> Tensor:
         """Read ``path``; raises ImageRejected."""
-        for picture in read_pictures(read_bytes(path), self.options):
-            if picture.frame == self.frame:
-                pixels = picture.pixels[None] if picture.pixels.ndim == 2 else picture.pixels.transpose(2, 0, 1)
-                return torch.from_numpy(np.array(pixels))  # a copy: arrays of decoders may be read-only
-        raise ImageRejected(RejectReason.NO_PIXELS)
+        pixels = read_picture(path, self.options, self.frame).pixels
+        planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return torch.from_numpy(np.array(planes))  # a copy: arrays of decoders may be read-only
 
 
 class ToSquare(Transform):

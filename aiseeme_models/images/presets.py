@@ -92,8 +92,6 @@ image_presets.register("chest-xray")(
     )
 )
 
-# The lung window, whatever window a file declares. Mean and standard deviation of 1,004 nodule patches of LUNA16,
-# windowed alike (whole slices hold more air: darker).
 _CT_AUGMENTATION = AugmentationOptions(
     rotation_degrees=180.0,
     flip_horizontal=True,
@@ -103,6 +101,8 @@ _CT_AUGMENTATION = AugmentationOptions(
     brightness=0.1,
     contrast=0.1,
 )
+# The lung window, whatever window a file declares. Mean and standard deviation of 1,004 nodule patches of LUNA16,
+# windowed alike (whole slices hold more air: darker).
 image_presets.register("ct-lung")(
     ImagePreset(
         name="ct-lung",

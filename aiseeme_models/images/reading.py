@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from aiseeme_models.images.nifti import GZIP, is_plain_nifti
 from aiseeme_models.images.picture import Picture, ReadOptions
 from aiseeme_models.images.rejection import ImageRejected, RejectReason
 
-__all__ = ["MAX_BYTES", "ImageRejected", "RejectReason", "read_bytes", "read_pictures", "read_pixels"]
+__all__ = ["MAX_BYTES", "ImageRejected", "RejectReason", "read_bytes", "read_picture", "read_pictures", "read_pixels"]
 
 # A file is held in memory while it is decoded.
 MAX_BYTES = 2**30
@@ -69,8 +70,8 @@ FORMATS = (
     ImageFormat(_has_dicom_prefix, f"{_HERE}.dicom", "dicom_pictures"),
     ImageFormat(_starts_with(b"\xff\xd8\xff"), f"{_HERE}.pillow_files", "jpeg_pictures"),
     ImageFormat(_starts_with(b"\x89PNG\r\n\x1a\n", b"II*\x00", b"MM\x00*"), f"{_HERE}.pillow_files", "pillow_pictures"),
-    ImageFormat(lambda head: head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0", f"{_HERE}.nifti", "nifti_pictures"),
-    ImageFormat(_starts_with(b"\x1f\x8b"), f"{_HERE}.nifti", "nifti_gz_pictures"),
+    ImageFormat(is_plain_nifti, f"{_HERE}.nifti", "nifti_pictures"),
+    ImageFormat(_starts_with(GZIP), f"{_HERE}.nifti", "nifti_gz_pictures"),
     ImageFormat(_starts_with(b"PK\x03\x04"), f"{_HERE}.patch_sets", "patch_pictures"),
     ImageFormat(looks_like_bare_dicom, f"{_HERE}.dicom", "dicom_pictures"),
 )
@@ -135,11 +136,19 @@ def read_pixels(path: Path, window: tuple[float, float] | None = None, frame: in
     Raises:
         ImageRejected: the file cannot be used, or has no such frame; nothing else is raised whatever the file holds.
     """
-    pictures = read_pictures(read_bytes(path), ReadOptions(window=window))
-    picture = next(islice(pictures, frame, None), None)
+    return read_picture(path, ReadOptions(window=window), frame).unit
+
+
+def read_picture(path: Path, options: ReadOptions, frame: int) -> Picture:
+    """One image of a file.
+
+    Raises:
+        ImageRejected: the file cannot be used, or has no such frame.
+    """
+    picture = next(islice(read_pictures(read_bytes(path), options), frame, None), None)
     if picture is None:
         raise ImageRejected(RejectReason.NO_PIXELS)
-    return picture.unit
+    return picture
 
 
 def _reason_of(error: Exception) -> RejectReason:

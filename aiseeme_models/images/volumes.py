@@ -14,11 +14,13 @@ from pydicom.dataset import Dataset
 
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.dicom import read_header, stored_frames
-from aiseeme_models.images.dicom_display import frame_display, modality_values
+from aiseeme_models.images.dicom_display import frame_display, frame_sources, modality_values
 
 _SAME_PLACE_MM = 1e-3
 # Slices whose distances differ by more than this part of the usual one leave a hole in the volume.
 _GAP = 0.5
+_LENGTHS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
+_FUNCTIONAL_GROUPS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
 
 
 @dataclass(frozen=True)
@@ -116,21 +118,15 @@ def _regular_step(depths: NDArray[np.float64]) -> float:
 
 def _plane(dataset: Dataset, frame: int) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[float, float]]:
     """Position ``(3,)`` (x, y, z in mm), orientation ``(6,)`` and pixel spacing (rows, columns) of a frame."""
-    sources = [dataset]
-    shared, own = dataset.get("SharedFunctionalGroupsSequence"), dataset.get("PerFrameFunctionalGroupsSequence")
-    for groups in ([shared[0]] if shared else []) + ([own[frame]] if own and frame < len(own) else []):
-        for name in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"):
-            sources += [groups[name][0]] if groups.get(name) else []
     found = {
         keyword: [float(number) for number in source[keyword].value]
-        for source in sources
-        for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+        for source in frame_sources(dataset, frame, _FUNCTIONAL_GROUPS)
+        for keyword in _LENGTHS
         if source.get(keyword) and hasattr(source[keyword].value, "__iter__")
     }
-    if len(found) != 3:
+    if len(found) != len(_LENGTHS):
         raise InputError("a slice does not say where it lies (position, orientation or pixel spacing is missing)")
-    sizes = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
-    if any(len(found[name]) != size or not np.isfinite(found[name]).all() for name, size in sizes.items()):
+    if any(len(found[name]) != length or not np.isfinite(found[name]).all() for name, length in _LENGTHS.items()):
         raise InputError("a slice does not say where it lies (position, orientation or pixel spacing is damaged)")
     rows, columns = found["PixelSpacing"]
     if not (rows > 0 and columns > 0):
