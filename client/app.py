@@ -3,64 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import rounds
-from client.refusals import code_of, note
+from client.refusals import code_of, error_reply, note
 from client.site import Site
-from federation_configs.records import pack, unpack_body, unpack_weights
-from federation_configs.wire import DescribeRequest, EvaluateRequest, TrainRequest
+from federation_configs.records import nonce_of, pack, signature_of, unpack_body, unpack_weights
+from federation_configs.wire import (
+    DescribeReply,
+    DescribeRequest,
+    EvaluateReply,
+    EvaluateRequest,
+    Request,
+    RoundRequest,
+    SiteError,
+    TrainReply,
+    TrainRequest,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from client.gate import Visit
+
+    Answer = tuple[DescribeReply | TrainReply | EvaluateReply, NDArray[np.float32] | None]
+
+Asked = TypeVar("Asked", bound=Request)
 
 
 def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     """A ClientApp that acts for the site which ``site_of`` names.
 
-    No exception crosses the wire: a reply is a whitelisted body and array, or a code with a fixed sentence.
+    No exception crosses the wire: a reply is a whitelisted body and array, or a code with a fixed sentence, and either
+    repeats the request's nonce. Where the site has a gate, nothing is done for a request that it does not let in, and
+    what leaves is in its ledger before.
     """
     app = ClientApp()
 
-    def describe(site: Site, content: RecordDict) -> RecordDict:
-        return pack(rounds.describe(site, unpack_body(content, DescribeRequest)))
+    def describe(site: Site, request: DescribeRequest, _content: RecordDict) -> Answer:
+        return rounds.describe(site, request), None
 
-    def train(site: Site, content: RecordDict) -> RecordDict:
-        request = unpack_body(content, TrainRequest, weights=True)
-        return pack(
-            *rounds.train(
-                site,
-                request,
-                unpack_weights(content, rounds.expected_size(site, request)),
-            )
-        )
+    def train(site: Site, request: TrainRequest, content: RecordDict) -> Answer:
+        return rounds.train(site, request, unpack_weights(content, rounds.expected_size(site, request)))
 
-    def evaluate(site: Site, content: RecordDict) -> RecordDict:
-        request = unpack_body(content, EvaluateRequest, weights=True)
-        return pack(
-            rounds.evaluate(
-                site,
-                request,
-                unpack_weights(content, rounds.expected_size(site, request)),
-            )
-        )
+    def evaluate(site: Site, request: EvaluateRequest, content: RecordDict) -> Answer:
+        weights = unpack_weights(content, rounds.expected_size(site, request))
+        return rounds.evaluate(site, request, weights), None
 
     def guarded(
-        handle: Callable[[Site, RecordDict], RecordDict],
+        kind: str, asked: type[Asked], handle: Callable[[Site, Asked, RecordDict], Answer]
     ) -> Callable[[Message, Context], Message]:
         def answer(message: Message, context: Context) -> Message:
             site: Site | None = None
+            visit: Visit | None = None
             try:
                 site = site_of(context)
-                return Message(handle(site, message.content), reply_to=message)
+                visit = None if site.gate is None else site.gate.visit(kind)
+                request = unpack_body(message.content, asked, weights=issubclass(asked, RoundRequest), signed=True)
+                if visit is not None:
+                    visit.admit(request, *signature_of(message.content))
+                if site.survey is not None:
+                    site = site.survey(request.config.images, kind == "describe")
+                if visit is not None:
+                    visit.begin(request, site)
+                reply, weights = handle(site, request, message.content)
+                content = pack(reply.model_copy(update={"nonce": nonce_of(message.content)}), weights)
+                if visit is not None:
+                    visit.answered(reply, content)
+                return Message(content, reply_to=message)
             except Exception as error:
                 code = code_of(error)
                 if site is not None:
                     note(site, code, error)
-                return Message(Error(int(code), code.sentence), reply_to=message)
+                    _enter_failure(site, visit, code)
+                return error_reply(code, message)
 
         return answer
 
-    app.query("describe")(guarded(describe))
-    app.train()(guarded(train))
-    app.evaluate()(guarded(evaluate))
+    app.query("describe")(guarded("describe", DescribeRequest, describe))
+    app.train()(guarded("train", TrainRequest, train))
+    app.evaluate()(guarded("evaluate", EvaluateRequest, evaluate))
     return app
+
+
+def _enter_failure(site: Site, visit: Visit | None, code: SiteError) -> None:
+    """The ledger's entry of a failure. Where it cannot be written, the answer is an error all the same."""
+    if visit is None:
+        return
+    try:
+        visit.failed(code)
+    except Exception as error:
+        note(site, code_of(error), error)

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aiseeme_models.printable import LONGEST_LINE, printable
+from client import cli_join, cli_run
+from client.cli_ledger import ledger_app
+from client.cli_options import Home, Json
 from federation_configs.command_line import console, run_app, show_version, shown
 
 if TYPE_CHECKING:
@@ -27,19 +30,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(ledger_app, name="ledger")
+cli_join.register(app)
+cli_run.register(app)
 
-Home = Annotated[
-    Path | None,
-    typer.Option(
-        "--home",
-        help="The site's folder: key, site.toml, catalogue, cache (default: $AISEEME_SITE, else ./site).",
-        show_default=False,
-    ),
-]
 Folder = Annotated[Path, typer.Argument(help="The hospital's image folder.")]
 Preset = Annotated[str, typer.Option(help="How files become arrays: dermoscopy, chest-xray, ct-lung, ct-nodule.")]
 Size = Annotated[int, typer.Option(min=16, max=1024, help="Side of the square images, in pixels.")]
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead.")]
 
 
 @app.callback()

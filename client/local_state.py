@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,3 +66,12 @@ class LocalState:
 
     def _path(self, round_number: int) -> Path:
         return self.folder / f"round-{round_number:06d}.safetensors"
+
+
+def forget_old_runs(state_folder: Path, days: float) -> None:
+    """Remove what runs left behind that nothing was asked for in the last ``days`` days."""
+    runs = state_folder / "runs"
+    for run in runs.iterdir() if runs.is_dir() else ():
+        newest = max((path.stat().st_mtime for path in run.rglob("*")), default=run.stat().st_mtime)
+        if newest < time.time() - days * 86_400:
+            shutil.rmtree(run, ignore_errors=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 
+from flwr.app import Error, Message
+
+from client.ledger_chain import LedgerBroken
 from client.site import Site
-from federation_configs.records import MalformedRecord
-from federation_configs.wire import SiteError
+from federation_configs.records import MalformedRecord, nonce_of
+from federation_configs.wire import SiteError, error_reason
 
 
 class Refusal(Exception):
@@ -24,11 +27,19 @@ def code_of(error: BaseException) -> SiteError:
         return error.code
     if isinstance(error, MalformedRecord):
         return SiteError.BAD_REQUEST
+    if isinstance(error, LedgerBroken):
+        return SiteError.LEDGER_BROKEN
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return SiteError.OUT_OF_MEMORY
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SiteError.DISK_FULL
     return SiteError.INTERNAL
+
+
+def error_reply(code: SiteError, message: Message) -> Message:
+    """The answer to a message that is not done as asked: a code, its fixed sentence, and the message's own nonce."""
+    nonce = nonce_of(message.content) if message.has_content() else None
+    return Message(Error(int(code), error_reason(code, nonce)), reply_to=message)
 
 
 def note(site: Site, code: SiteError, error: BaseException) -> None:

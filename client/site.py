@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from aiseeme_models.images.cached_images import CachedImages
     from aiseeme_models.images.presets import ImageOptions
+    from client.gate import Gate
     from client.scanning import CatalogueRow
     from federation_configs.schema import HoldOut
 
@@ -34,6 +35,9 @@ class Site:
         state_folder: where what must stay at the site between rounds is kept (queues, optimiser state, log).
         limits: what decoding one file may cost.
         device: a torch device string.
+        gate: checks and enters every request at a real site; None in a simulation.
+        survey: gives the site with the images of its catalogue, for images of one kind, anew where that is True; None
+            where the rows are given.
         on_step: called with (site name, step, steps, loss) while training, for progress on this machine only.
     """
 
@@ -45,6 +49,8 @@ class Site:
     rejected: dict[str, int] = field(default_factory=dict)
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     device: str = "cpu"
+    gate: Gate | None = None
+    survey: Callable[[ImageOptions, bool], Site] | None = None
     on_step: Callable[[str, int, int, float], None] | None = None
     _opened: dict[tuple[str, Split, str], CachedImages] = field(default_factory=dict, repr=False, compare=False)
 

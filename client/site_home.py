@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aiseeme_models.images.cache import CacheStore
 from client.site_config import SiteConfig, load_site_config
 from client.site_key import SiteKey
 
 if TYPE_CHECKING:
+    from aiseeme_models.images.cache import CacheStore
     from client.catalogue import Catalogue
 
 HOME_VARIABLE = "AISEEME_SITE"
@@ -54,6 +54,8 @@ class SiteHome:
     @property
     def store(self) -> CacheStore:
         """Where decoded images are kept."""
+        from aiseeme_models.images.cache import CacheStore
+
         options = self.config.cache
         return CacheStore(
             root=self.folder / "cache" if options.folder is None else Path(options.folder),

@@ -1,10 +1,16 @@
-"""Messages as Flower records: one JSON body, and at most one flat float32 array beside it.
+"""Messages as Flower records: one JSON body, at most one flat float32 array beside it, and a request's signature.
 
-Weights travel as ONE array because every array costs at least two objects and a request per hop.
+Weights travel as ONE array because every array costs at least two objects and a request per hop. A signature is over
+the sha256 of the body's JSON text and of the array's raw little-endian floats.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -13,8 +19,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from aiseeme_models.options import Options
+from federation_configs.signatures import SIGNATURE
+from federation_configs.wire import NONCE
 
-BODY, WEIGHTS, FLAT, JSON = "body", "weights", "flat", "json"
+BODY, WEIGHTS, FLAT, JSON, SIGNED = "body", "weights", "flat", "json", "signature"
 MAX_BODY = 262_144
 _NPY_HEADER_LIMIT = 4096
 
@@ -25,21 +33,54 @@ class MalformedRecord(ValueError):
     """A message that is not what was agreed; the text holds nothing of its content."""
 
 
-def pack(body: Options, weights: NDArray[np.float32] | None = None) -> RecordDict:
-    """A record of ``body`` and, where given, a ``(P,)`` float32 array."""
-    content = RecordDict({BODY: ConfigRecord({JSON: body.model_dump_json()})})
-    if weights is not None:
-        content[WEIGHTS] = ArrayRecord({FLAT: Array(np.ascontiguousarray(weights, dtype=np.float32))})
+class Enclosure:
+    """Weights that travel beside one or many bodies: packed once and hashed once, however many sites are asked.
+
+    Args:
+        weights: ``(P,)`` float32.
+    """
+
+    def __init__(self, weights: NDArray[np.float32]) -> None:
+        self.record = ArrayRecord({FLAT: Array(np.ascontiguousarray(weights, dtype=np.float32))})
+        self.size = weights.size
+
+    @cached_property
+    def sha256(self) -> bytes:
+        """Digest of the raw floats."""
+        return hashlib.sha256(_floats(self.record)).digest()
+
+
+def pack(
+    body: Options,
+    weights: NDArray[np.float32] | Enclosure | None = None,
+    sign: Callable[[bytes], str] | None = None,
+) -> RecordDict:
+    """A record of ``body`` and, where given, a ``(P,)`` float32 array.
+
+    Args:
+        body: becomes one JSON text.
+        weights: the array, or one that is packed already and goes to several sites.
+        sign: makes a signature of the digest (32 bytes) of both.
+    """
+    text = body.model_dump_json()
+    beside = Enclosure(weights) if isinstance(weights, np.ndarray) else weights
+    record: dict[str, str] = {JSON: text}
+    if sign is not None:
+        record[SIGNED] = sign(_digest(text, None if beside is None else beside.sha256))
+    content = RecordDict({BODY: ConfigRecord({**record})})
+    if beside is not None:
+        content[WEIGHTS] = beside.record
     return content
 
 
-def unpack_body(content: RecordDict, kind: type[Body], *, weights: bool = False) -> Body:
+def unpack_body(content: RecordDict, kind: type[Body], *, weights: bool = False, signed: bool = False) -> Body:
     """The body of a record that another party sent.
 
     Args:
         content: the record.
         kind: what its body should be.
         weights: whether an array was agreed beside the body; without, there may be none.
+        signed: whether there may be a signature, as in requests; whether it is one, `signature_of` and its digest say.
 
     Raises:
         MalformedRecord: unknown or missing records or fields, wrong types, values outside their limits.
@@ -49,7 +90,7 @@ def unpack_body(content: RecordDict, kind: type[Body], *, weights: bool = False)
         raise MalformedRecord("it has records other than those agreed")
     record = content.config_records[BODY]
     text = record.get(JSON)
-    if set(record) != {JSON} or not isinstance(text, str) or len(text) > MAX_BODY:
+    if set(record) - ({SIGNED} if signed else set()) != {JSON} or not isinstance(text, str) or len(text) > MAX_BODY:
         raise MalformedRecord("its body is not one JSON text of the agreed size")
     try:
         return kind.model_validate_json(text)
@@ -63,22 +104,86 @@ def unpack_body(content: RecordDict, kind: type[Body], *, weights: bool = False)
         raise MalformedRecord("its values are not acceptable here") from None
 
 
+def nonce_of(content: RecordDict) -> str | None:
+    """The nonce in a request's stamp; None without one.
+
+    It is read apart from the rest: also a request that makes no sense here is answered by its nonce.
+    """
+    record = content.get(BODY)
+    text = record.get(JSON) if isinstance(record, ConfigRecord) else None
+    if not isinstance(text, str) or len(text) > MAX_BODY:
+        return None
+    try:
+        nonce = json.loads(text)["stamp"]["nonce"]
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return None
+    return nonce if isinstance(nonce, str) and re.fullmatch(NONCE, nonce) else None
+
+
+def signature_of(content: RecordDict) -> tuple[str | None, bytes]:
+    """The signature in a record whose body has been unpacked, None without, and the digest that it must be over.
+
+    Raises:
+        MalformedRecord: the signature is not text of the agreed form, or the array is not one flat float32 array.
+    """
+    record = content.config_records[BODY]
+    text, signature = record[JSON], record.get(SIGNED)
+    if signature is not None and (not isinstance(signature, str) or not re.fullmatch(SIGNATURE, signature)):
+        raise MalformedRecord("its signature is not 128 hexadecimal digits")
+    assert isinstance(text, str)  # `unpack_body` has seen to it
+    beside = content.get(WEIGHTS)
+    hashed = None if beside is None else hashlib.sha256(_floats(content.array_records.get(WEIGHTS))).digest()
+    return signature, _digest(text, hashed)
+
+
 def unpack_weights(content: RecordDict, size: int) -> NDArray[np.float32]:
     """The ``(size,)`` float32 array of a record that another party sent. Never unpickles.
 
     Raises:
         MalformedRecord: no such array, or another dtype, shape or length.
     """
-    record = content.array_records.get(WEIGHTS)
+    floats = _floats(content.array_records.get(WEIGHTS))
+    if len(floats) != 4 * size:
+        raise MalformedRecord(f"its array is not float32 of shape ({size},)")
+    return np.frombuffer(floats, dtype="<f4")
+
+
+def left_with(content: RecordDict) -> tuple[int, str]:
+    """How many bytes a packed record lets out, and their sha256: its JSON text, then its array as NumPy's file format.
+
+    A message's addresses and TLS come on top of them.
+    """
+    text = content.config_records[BODY][JSON]
+    assert isinstance(text, str)
+    digest, length = hashlib.sha256(text.encode()), len(text.encode())
+    for record in content.array_records.values():
+        for array in record.values():
+            digest.update(array.data)
+            length += len(array.data)
+    return length, digest.hexdigest()
+
+
+def _digest(text: str, weights_sha256: bytes | None) -> bytes:
+    # 32 or 64 bytes: a body without an array cannot stand for one with.
+    return hashlib.sha256(hashlib.sha256(text.encode()).digest() + (weights_sha256 or b"")).digest()
+
+
+def _floats(record: ArrayRecord | None) -> memoryview:
+    """The raw bytes of a record's one flat float32 array, not copied.
+
+    Raises:
+        MalformedRecord: it is no such record.
+    """
     if record is None or set(record) != {FLAT}:
         raise MalformedRecord("it does not carry exactly one flat array")
     array = record[FLAT]
-    if array.dtype != "float32" or tuple(array.shape) != (size,):
-        raise MalformedRecord(f"its array is not float32 of shape ({size},)")
-    header = len(array.data) - 4 * size
-    if not 0 < header <= _NPY_HEADER_LIMIT or not _is_header(array.data[:header], size):
+    shape = tuple(array.shape)
+    if array.dtype != "float32" or len(shape) != 1 or not isinstance(shape[0], int) or shape[0] < 1:
+        raise MalformedRecord("its array is not float32 of one dimension")
+    header = len(array.data) - 4 * shape[0]
+    if not 0 < header <= _NPY_HEADER_LIMIT or not _is_header(array.data[:header], shape[0]):
         raise MalformedRecord("its array cannot be read")
-    return np.frombuffer(array.data, dtype="<f4", count=size, offset=header)
+    return memoryview(array.data)[header:]
 
 
 def _is_header(header: bytes, size: int) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, StringConstraints, model_validator
 
 from aiseeme_models.backbones import Norm, backbones
 from aiseeme_models.curriculum.stages import Stage
@@ -16,6 +16,9 @@ from aiseeme_models.pretext import pretext_tasks
 from federation_configs.aggregation import aggregation_options
 
 NAME = r"^[a-z0-9][a-z0-9-]{0,47}$"
+SiteName = Annotated[str, StringConstraints(pattern=NAME)]
+# Not strict: behind a validator that runs before, a list from JSON or TOML is a Python list.
+SiteNames = Annotated[tuple[SiteName, ...], Field(strict=False)]
 
 
 class ModelOptions(Options):
@@ -58,15 +61,35 @@ class FederationOptions(Options):
     ``min_sites`` valid replies make a round; within ``round_deadline_s`` seconds every site is waited for; a round
     without quorum is asked again ``round_retries`` times, and then the run fails. A site's number of images is its
     weight and nobody can check it from outside: one that declares more than ``max_images_per_site`` is not let in.
+
+    A launched run invites ``sites``, or every active site of the federation; a round without one of ``required_sites``
+    has no quorum, however many others answered. Where quorum is missed because a site's connection is gone, it is
+    waited for up to ``rejoin_s`` seconds before the round is asked again.
     """
 
     min_sites: int = Field(default=2, ge=1)
+    sites: SiteNames | None = Field(default=None, min_length=1)
+    required_sites: SiteNames = ()
     round_deadline_s: float = Field(default=3600.0, gt=0)
     round_retries: int = Field(default=2, ge=0, le=20)
+    rejoin_s: float = Field(default=180.0, ge=0, le=86_400)
     aggregation: str = "fedavg"
     aggregation_options: SerializeAsAny[Options] = Field(default_factory=Options)
     keep_checkpoints: int = Field(default=2, ge=2)
     max_images_per_site: int = Field(default=1_000_000, ge=1, lt=2**31)
+
+    @model_validator(mode="after")
+    def _quorum_is_possible(self) -> Self:
+        if self.sites is None:
+            return self
+        if len(set(self.sites)) < len(self.sites):
+            raise ValueError("sites names a site twice")
+        if self.min_sites > len(self.sites):
+            raise ValueError(f"min_sites is {self.min_sites}, but sites names {len(self.sites)}")
+        strange = sorted(set(self.required_sites) - set(self.sites))
+        if strange:
+            raise ValueError(f"required_sites names {strange[0]}, which sites does not")
+        return self
 
     @model_validator(mode="before")
     @classmethod

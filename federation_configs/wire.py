@@ -15,10 +15,12 @@ from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.options import Options
 from federation_configs.schema import NAME, FederationConfig
 
-PROTOCOL = 2
+PROTOCOL = 3
 RUN_ID = r"^[a-z0-9][a-z0-9-]{0,95}$"
 SHA256 = r"^[0-9a-f]{64}$"
 VERSION = r"^[0-9A-Za-z.+-]{1,40}$"
+NONCE = r"^[0-9a-f]{32}$"
+LONGEST_VALIDITY_S = 7 * 86_400.0
 
 Count = Annotated[int, Field(ge=0, le=2**31)]
 # A small count may point at a person: the site says that it is small, and no more.
@@ -42,6 +44,24 @@ class SiteError(IntEnum):
     DISK_FULL = 1007
     INTERNAL = 1008
     TOO_FEW_IMAGES = 1009
+    NOT_SIGNED = 1010
+    UNKNOWN_COORDINATOR = 1011
+    OTHER_FEDERATION = 1012
+    OTHER_SITE = 1013
+    CLOCK_SKEW = 1014
+    EXPIRED = 1015
+    REPLAYED = 1016
+    BUNDLE_NOT_APPROVED = 1017
+    TASK_NOT_ALLOWED = 1018
+    BACKBONE_NOT_ALLOWED = 1019
+    PRESET_NOT_ALLOWED = 1020
+    TOO_LARGE = 1021
+    TOO_MANY_ROUNDS = 1022
+    TOO_MANY_EPOCHS = 1023
+    PRIVACY_REQUIRED = 1024
+    OUTSIDE_HOURS = 1025
+    STOPPED = 1026
+    LEDGER_BROKEN = 1027
 
     @property
     def sentence(self) -> str:
@@ -57,7 +77,25 @@ _SENTENCES = {
     SiteError.NON_FINITE_LOSS: "the training loss became infinite or not a number",
     SiteError.OUT_OF_MEMORY: "the site ran out of memory",
     SiteError.DISK_FULL: "the site's disk is full",
-    SiteError.TOO_FEW_IMAGES: "the site has fewer than 5 training images for this request",
+    SiteError.TOO_FEW_IMAGES: "the site has fewer than 5 training images for this request, or than its policy asks for",
+    SiteError.NOT_SIGNED: "the request is not signed; the site answers signed requests only",
+    SiteError.UNKNOWN_COORDINATOR: "no coordinator that the site allows has signed this, or it was changed on its way",
+    SiteError.OTHER_FEDERATION: "the request belongs to another federation",
+    SiteError.OTHER_SITE: "the request is for another site",
+    SiteError.CLOCK_SKEW: "the request comes from the future: the site's clock is behind, or the coordinator's ahead",
+    SiteError.EXPIRED: "the request's time is over, or the site's clock is ahead",
+    SiteError.REPLAYED: "the request was made before",
+    SiteError.BUNDLE_NOT_APPROVED: "the site has not approved this app bundle",
+    SiteError.TASK_NOT_ALLOWED: "the site's policy does not allow one of the pretext tasks",
+    SiteError.BACKBONE_NOT_ALLOWED: "the site's policy does not allow this backbone",
+    SiteError.PRESET_NOT_ALLOWED: "the site's policy does not allow this image preset",
+    SiteError.TOO_LARGE: "the images or batches are larger than the site's policy allows",
+    SiteError.TOO_MANY_ROUNDS: "the run has more rounds than the site's policy allows",
+    SiteError.TOO_MANY_EPOCHS: "the site's policy allows no more training today",
+    SiteError.PRIVACY_REQUIRED: "the site trains with differential privacy only",
+    SiteError.OUTSIDE_HOURS: "the site does not work for the federation at this time of day",
+    SiteError.STOPPED: "the run was stopped",
+    SiteError.LEDGER_BROKEN: "the site's ledger does not hold together, so the site does no work",
     SiteError.INTERNAL: "an internal error; the site's own log has the details",
 }
 
@@ -67,19 +105,64 @@ def small_count(count: int) -> int | Literal["<5"]:
     return count if count >= SMALLEST_COUNT else FEW
 
 
+def error_reason(code: SiteError, nonce: str | None) -> str:
+    """The text of an error reply: the code's sentence, and behind it the nonce of the request where that has one."""
+    return code.sentence if nonce is None else f"{code.sentence} ({nonce})"
+
+
+def answers(reason: str, nonce: str | None) -> bool:
+    """Whether an error reply's text names the request with this nonce; without one there is nothing to name."""
+    return nonce is None or reason.endswith(f"({nonce})")
+
+
+def request_purpose(kind: str) -> str:
+    """What a request's signature is for: one to describe oneself (``kind``: describe) is none to train."""
+    return f"request-{kind}"
+
+
+class Stamp(Options):
+    """What makes a signed request good for one federation and site, for a while, and once.
+
+    Attributes:
+        federation: its name.
+        site: the only site that the request is for; None in a description's, as the node is not known yet.
+        issued, expires: seconds since 1970 in UTC, at most `LONGEST_VALIDITY_S` apart.
+        nonce: 128 random bits in hexadecimal; a site does not answer it twice.
+    """
+
+    federation: str = Field(pattern=NAME)
+    site: str | None = Field(default=None, pattern=NAME)
+    issued: float = Field(gt=0, lt=1e11)
+    expires: float = Field(gt=0, lt=1e11)
+    nonce: str = Field(pattern=NONCE)
+
+
 class Request(Options):
-    """What every request says: the protocol's version, the run, and the whole configuration."""
+    """What every request says: the protocol's version, the run, the whole configuration, and the stamp if it is signed.
+
+    The signature itself stands beside the body.
+    """
 
     protocol: int = PROTOCOL
     run: str = Field(pattern=RUN_ID)
     config: FederationConfig
+    stamp: Stamp | None = None
 
 
 class DescribeRequest(Request):
     """Asks a site what it has for this federation."""
 
 
-class DescribeReply(Options):
+class Reply(Options):
+    """What every reply names: the nonce of the request that it answers, which only its receiver knows; None without.
+
+    So no other site, and no reply to an earlier request, can answer for it.
+    """
+
+    nonce: str | None = Field(default=None, pattern=NONCE)
+
+
+class DescribeReply(Reply):
     """What a site says of itself. Counts are of images; ``test`` ones are never trained on.
 
     A site with fewer than 5 training images does not take part, and fewer than 5 validation images count as none: both
@@ -114,7 +197,7 @@ class EvaluateRequest(RoundRequest):
     """Measure the held-out pretext loss of the global weights."""
 
 
-class RoundReply(Options):
+class RoundReply(Reply):
     """What every reply to a round names, so that an answer to another question is noticed."""
 
     site: str = Field(pattern=NAME)

@@ -2,8 +2,8 @@
 
 ``round-0007.safetensors`` holds the global model and the aggregation's state, ``round-0007.json`` says what it is. The
 manifest is written last, and whole or not at all: a checkpoint exists once its manifest does. Each manifest names the
-hash of the one before, so that an edited one is found out by its successor (the newest has none: a signature will
-have to vouch for it).
+hash of the one before, so that an edited one is found out by its successor. A coordinator that has a signing key signs
+every manifest (``round-0007.sig``, written before the manifest), which vouches for the newest one too.
 """
 
 from __future__ import annotations
@@ -14,53 +14,28 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import JsonValue, ValidationError
 
+from aiseeme_models import __version__
 from aiseeme_models.atomic_files import TEMPORARY_SUFFIX, Watch, replacing, unwatched
 from aiseeme_models.errors import InputError, RunFailed
-from aiseeme_models.options import Options
+from server.checkpoint_manifest import CheckpointManifest, CountedSite
+from server.signed_files import CHECKPOINT, distrust, signature_file, write_signature
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 Vector = npt.NDArray[np.float32]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 MANIFEST_NAME = re.compile(r"round-(\d{4,9})\.json")
 WEIGHTS_NAME = re.compile(r"round-(\d{4,9})\.safetensors")
+SIGNATURE_NAME = re.compile(r"round-(\d{4,9})\.sig")
 VECTOR = "vector"
 OPTIMIZER = "optimizer."
-
-
-class CheckpointManifest(Options):
-    """What a checkpoint is.
-
-    Attributes:
-        format: version of this layout.
-        run: id of the run.
-        round: absolute number of the round that made this model; 0 is the model before any round.
-        stage: number of the curriculum's stage, from 0.
-        round_in_stage: rounds of the stage that are done.
-        config_sha256: of the resolved configuration.
-        layout_sha256: of the order, names and shapes of what the vector holds.
-        weights_file: always ``round-NNNN.safetensors``; a name for people, never used as a path.
-        weights_sha256: of that file's bytes.
-        parent_sha256: of the bytes of the manifest before; none for the first.
-        state: what else is needed to go on, as JSON.
-    """
-
-    format: Literal[1] = 1
-    run: str
-    round: int = Field(ge=0)
-    stage: int = Field(ge=0)
-    round_in_stage: int = Field(ge=0)
-    config_sha256: Sha256
-    layout_sha256: Sha256
-    weights_file: str
-    weights_sha256: Sha256
-    parent_sha256: Sha256 | None
-    state: dict[str, JsonValue]
 
 
 @dataclass(frozen=True)
@@ -85,6 +60,7 @@ class CheckpointStore:
     Args:
         folder: made when it does not exist.
         keep: at least 2, so that there is one to go back to.
+        signing_key: signs what is saved. Where there is one, a manifest that it did not sign is not trusted.
         watch: is told each step of a save just before it is taken.
 
     Attributes:
@@ -94,12 +70,20 @@ class CheckpointStore:
         InputError: ``keep`` is below 2.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, *, watch: Watch = unwatched) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        signing_key: Ed25519PrivateKey | None = None,
+        *,
+        watch: Watch = unwatched,
+    ) -> None:
         if keep < 2:
             raise InputError(f"{keep} checkpoints to keep: expected at least 2, so that there is one to go back to")
         self.folder = folder
         self.keep = keep
         self.warnings: list[str] = []
+        self._signing_key = signing_key
         self._watch = watch
 
     def save(
@@ -114,6 +98,7 @@ class CheckpointStore:
         vector: Vector,
         optimizer_state: Mapping[str, Vector],
         state: dict[str, JsonValue],
+        sites: Mapping[str, CountedSite] | None = None,
     ) -> CheckpointManifest:
         """Write the checkpoint of a round, then drop what is no longer needed.
 
@@ -144,10 +129,13 @@ class CheckpointStore:
                 weights_sha256=digest,
                 parent_sha256=self._parent_of(round),
                 state=state,
+                sites=dict(sites or {}),
+                version=__version__,
             )
             text = json.dumps(manifest.model_dump(mode="json"), allow_nan=False, indent=1, sort_keys=True) + "\n"
-            with replacing(self._manifest(round), self._watch) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            self._sign(round, text.encode())
+            with replacing(self.manifest_file(round), self._watch) as temporary:
+                temporary.write_bytes(text.encode())
         except OSError as error:
             raise RunFailed(
                 f"the checkpoint of round {round} could not be written to {self.folder}: {error.strerror or error}; "
@@ -175,12 +163,28 @@ class CheckpointStore:
         Raises:
             InputError: there is none, its weights are no longer kept, or it is damaged.
         """
-        if not self._manifest(round).is_file():
+        if not self.manifest_file(round).is_file():
             raise InputError(f"there is no checkpoint of round {round} in {self.folder}: there are {self.rounds()}")
         try:
             return self._read(round)
         except CheckpointDamaged as damage:
             raise InputError(str(damage)) from damage
+
+    def manifest(self, round: int) -> tuple[CheckpointManifest, bytes]:
+        """The manifest of one round and its bytes, whose hash is what its successor names.
+
+        Raises:
+            InputError: there is none or it is damaged.
+        """
+        try:
+            raw = self.manifest_file(round).read_bytes()
+            return self._parse(round, raw), raw
+        except (OSError, CheckpointDamaged) as error:
+            raise InputError(f"the manifest of round {round} in {self.folder}: {error}") from None
+
+    def manifest_file(self, round: int) -> Path:
+        """Where the manifest of a round is."""
+        return self.folder / f"round-{round:04d}.json"
 
     def verify(self) -> list[str]:
         """Walk the chain from the first round to the last: what is wrong with it, nothing if it is whole."""
@@ -192,7 +196,7 @@ class CheckpointStore:
         for position, round in enumerate(rounds):
             if position and round != rounds[position - 1] + 1:
                 problems.append(f"the manifests between round {rounds[position - 1]} and round {round} are missing")
-            raw = self._manifest(round).read_bytes()
+            raw = self.manifest_file(round).read_bytes()
             try:
                 manifest = self._parse(round, raw)
                 if manifest.parent_sha256 != parent:
@@ -206,22 +210,27 @@ class CheckpointStore:
                 problems.append(str(damage))
             parent = hashlib.sha256(raw).hexdigest()
         manifests = set(rounds)
-        orphans = [round for round in _numbered(self.folder, WEIGHTS_NAME) if round not in manifests]
-        problems += [f"round {round} has weights but no manifest" for round in sorted(orphans)]
+        for pattern, what in ((WEIGHTS_NAME, "weights"), (SIGNATURE_NAME, "a signature")):
+            orphans = [round for round in _numbered(self.folder, pattern) if round not in manifests]
+            problems += [f"round {round} has {what} but no manifest" for round in sorted(orphans)]
         return problems
-
-    def _manifest(self, round: int) -> Path:
-        return self.folder / f"round-{round:04d}.json"
 
     def _weights(self, round: int) -> Path:
         return self.folder / f"round-{round:04d}.safetensors"
 
+    def _sign(self, round: int, content: bytes) -> None:
+        manifest = self.manifest_file(round)
+        if self._signing_key is not None:
+            write_signature(manifest, content, CHECKPOINT, self._signing_key, self._watch)
+        else:  # of a manifest that is about to be replaced
+            signature_file(manifest).unlink(missing_ok=True)
+
     def _parent_of(self, round: int) -> str | None:
         earlier = [number for number in self.rounds() if number < round]
-        return hashlib.sha256(self._manifest(earlier[-1]).read_bytes()).hexdigest() if earlier else None
+        return hashlib.sha256(self.manifest_file(earlier[-1]).read_bytes()).hexdigest() if earlier else None
 
     def _parse(self, round: int, raw: bytes) -> CheckpointManifest:
-        name = self._manifest(round).name
+        name = self.manifest_file(round).name
         try:
             manifest = CheckpointManifest.model_validate_json(raw)
         except ValidationError as error:
@@ -250,9 +259,13 @@ class CheckpointStore:
 
     def _read(self, round: int) -> Checkpoint:
         try:
-            raw = self._manifest(round).read_bytes()
+            raw = self.manifest_file(round).read_bytes()
         except OSError as error:
-            raise CheckpointDamaged(f"{self._manifest(round).name} cannot be read: {error.strerror}") from error
+            raise CheckpointDamaged(f"{self.manifest_file(round).name} cannot be read: {error.strerror}") from error
+        if self._signing_key is not None:
+            doubt = distrust(self.manifest_file(round), raw, CHECKPOINT, self._signing_key.public_key())
+            if doubt is not None:
+                raise CheckpointDamaged(doubt)
         manifest = self._parse(round, raw)
         tensors = _read_tensors(self._weights_bytes(manifest), self._weights(round).name)
         return Checkpoint(manifest, tensors.pop(VECTOR), {name[len(OPTIMIZER) :]: tensors[name] for name in tensors})
@@ -264,7 +277,7 @@ class CheckpointStore:
 
     def _stage_of(self, round: int) -> int | None:
         try:
-            return self._parse(round, self._manifest(round).read_bytes()).stage
+            return self._parse(round, self.manifest_file(round).read_bytes()).stage
         except (CheckpointDamaged, OSError):
             return None
 
@@ -276,8 +289,10 @@ class CheckpointStore:
         # Only the manifests beside weights are read, and there are few: a save must not get slower with every round.
         candidates = [round for round in on_disk if round in set(rounds[: -self.keep])]
         spare = [self._weights(round) for round in candidates if not self._ends_stage(round)]
-        spare += [self._manifest(round) for round in self.rounds() if round > newest]
+        spare += [self.manifest_file(round) for round in self.rounds() if round > newest]
         spare += [self._weights(round) for round in on_disk if round > newest]
+        signed = _numbered(self.folder, SIGNATURE_NAME)
+        spare += [signature_file(self.manifest_file(round)) for round in signed if round > newest]
         for file in spare:
             try:
                 file.unlink()

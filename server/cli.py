@@ -10,6 +10,7 @@ import typer
 
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, run_app, show_version, shown
+from server import cli_federation, cli_models, cli_serve
 
 if TYPE_CHECKING:
     from server.registry import RunRow
@@ -88,9 +89,18 @@ def simulate(
 
 @app.command()
 def resume(run: RunId, runs: Home = None, as_json: Json = False) -> None:
-    """Go on with a run that was interrupted or failed, to the very bits it would have had."""
+    """Go on with a run that was interrupted, stopped or failed, to the very bits it would have had."""
     from server.progress import Progress
-    from server.run_folder import runs_home
+    from server.run_folder import FEDERATION_PLAN, existing_registry, runs_home
+
+    folder = runs_home(runs)
+    if (folder / existing_registry(folder).get(run).id / FEDERATION_PLAN).exists():
+        from server.federation_home import FederationHome
+        from server.launching import resume as submit
+
+        home = FederationHome(folder.resolve().parent)
+        cli_serve.watch(home, submit(home, run), as_json)
+        return
     from server.simulation import resume as play
 
     results = play(run, home=runs_home(runs), progress=Progress(console(stderr=as_json)))
@@ -169,12 +179,17 @@ def evaluate(
 
 
 @app.command()
-def doctor(home: Home = None, as_json: Json = False) -> None:
-    """Say what this machine has for AISEEME, and what is missing."""
+def doctor(home: Home = None, federation: cli_federation.Federation = None, as_json: Json = False) -> None:
+    """Say what this machine has for AISEEME and its federation, what is missing, and what ends soon."""
     from server.doctor import examine
+    from server.federation_home import federation_home
     from server.run_folder import runs_home
 
-    findings = examine(runs_home(home))
+    findings, served = examine(runs_home(home)), federation_home(federation)
+    if federation is not None or served.settings_file.exists():
+        from server.doctor_federation import examine_federation
+
+        findings += examine_federation(served)
     if as_json:
         typer.echo(json.dumps([finding.model_dump() for finding in findings], indent=2))
     else:
@@ -182,6 +197,11 @@ def doctor(home: Home = None, as_json: Json = False) -> None:
             _line(f"{'ok  ' if finding.ok else 'BAD '} {finding.what:12} {finding.says}")
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+cli_models.register(app)
+cli_federation.register(app)
+cli_serve.register(app)
 
 
 @config_app.command("check")

@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Message, RecordDict
 
+from aiseeme_models.errors import RunFailed
+
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
 _POLL_S = 0.05
-_SLOWEST_POLL_S = 1.0
+_SLOWEST_POLL_S = 0.25
+
+
+class ConnectionLost(Exception):
+    """What was asked is lost: no answer to it will come."""
+
+
+class RunStopped(RunFailed):
+    """Somebody asked for the run to stop."""
 
 
 def ask(
@@ -39,23 +49,27 @@ def ask(
         clock: seconds; a simulation's own where sites play one after the other.
     """
     nodes = list(contents)
+    waiting: dict[str, int] = {}
     pushed_at = clock()
-    ids = grid.push_messages(
-        Message(contents[node], node, message_type, ttl=deadline_s, group_id=group) for node in nodes
-    )
-    waiting = {message_id: node for message_id, node in zip(ids, nodes, strict=True) if message_id}
-    unsent = set(nodes) - set(waiting.values())
     pause = _POLL_S
-    while waiting and clock() - pushed_at <= deadline_s:
-        answered = False
-        for message_id in list(waiting):
-            for message in grid.pull_messages([message_id]):
-                answered = True
-                yield waiting.pop(message_id), message
-        if waiting and not answered:
-            time.sleep(pause)
-            pause = min(pause * 1.5, _SLOWEST_POLL_S)
-        elif answered:
-            pause = _POLL_S
-    for node in (*waiting.values(), *sorted(unsent)):
+    try:
+        ids = grid.push_messages(
+            Message(contents[node], node, message_type, ttl=deadline_s, group_id=group) for node in nodes
+        )
+        waiting = {message_id: node for message_id, node in zip(ids, nodes, strict=True) if message_id}
+        while waiting and clock() - pushed_at <= deadline_s:
+            answered = False
+            for message_id in list(waiting):
+                for message in grid.pull_messages([message_id]):
+                    answered = True
+                    nodes.remove(waiting[message_id])
+                    yield waiting.pop(message_id), message
+            if waiting and not answered:
+                time.sleep(pause)
+                pause = min(pause * 1.5, _SLOWEST_POLL_S)
+            elif answered:
+                pause = _POLL_S
+    except ConnectionLost:
+        pass  # those who have not answered cannot any more
+    for node in nodes:
         yield node, None

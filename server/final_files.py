@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,18 @@ from aiseeme_models import __version__
 from federation_configs.loading import config_sha256
 from federation_configs.schema import FederationConfig
 from server.checkpoints import CheckpointStore
-from server.global_model import NEAR_CHANCE, save_backbone
+from server.global_model import NEAR_CHANCE, save_weights
+from server.model_manifest import MANIFEST_FILE, ModelManifest
 from server.probing import ProbeOutcome
 from server.report import write_model_card, write_report
 from server.results import Results, Seconds, SiteResult, StageResult
 from server.run_state import RunState, StageState
+from server.signed_files import MODEL as MODEL_PURPOSE
+from server.signed_files import write_signed
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from aiseeme_models.backbones import Backbone
 
 MODEL = "model"
@@ -31,12 +37,14 @@ class FinalFiles:
         folder: the run's folder.
         classes: class counts by site, where the images are labelled.
         phantom: whether the images are phantoms.
+        signing_key: signs the model's manifest; a researcher's simulation has none.
     """
 
     config: FederationConfig
     folder: Path
     classes: dict[str, dict[str, int]]
     phantom: bool = False
+    signing_key: Ed25519PrivateKey | None = field(default=None, repr=False)
 
     def done(self, state: RunState, backbone: Backbone, probe: ProbeOutcome, seconds: float) -> Results:
         """Write model, results, model card and report of a finished run.
@@ -47,7 +55,8 @@ class FinalFiles:
             probe: its probe.
             seconds: wall time, of this process and of the rounds that others played before it.
         """
-        digest = save_backbone(self.folder / MODEL, self.config, backbone, self.folder.name)
+        digest = save_weights(self.folder / MODEL, backbone)
+        self._vouch(state, digest)
         results = self._results(state, seconds).model_copy(
             update={
                 "backbone_sha256": digest,
@@ -64,7 +73,7 @@ class FinalFiles:
 
     def failed(self, reason: str, seconds: float) -> Results:
         """Write results and report of a run that failed; its checkpoints stay as they are."""
-        checkpoint = CheckpointStore(self.folder / "checkpoints", keep=self.config.federation.keep_checkpoints).latest()
+        checkpoint = self._checkpoints().latest()
         if checkpoint is not None:
             state = RunState.model_validate(checkpoint.manifest.state)
         else:
@@ -73,6 +82,28 @@ class FinalFiles:
         results.save(self.folder)
         write_report(self.folder)
         return results
+
+    def _checkpoints(self) -> CheckpointStore:
+        keep = self.config.federation.keep_checkpoints
+        return CheckpointStore(self.folder / "checkpoints", keep, self.signing_key)
+
+    def _vouch(self, state: RunState, weights_sha256: str) -> None:
+        """Write the model's manifest, which names the last checkpoint's, signed where there is a key."""
+        last, raw = self._checkpoints().manifest(state.round)
+        manifest = ModelManifest(
+            run=self.folder.name,
+            backbone=self.config.model.backbone,
+            norm=self.config.model.norm,
+            images=self.config.images.model_dump(mode="json", exclude_none=True),
+            config_sha256=config_sha256(self.config),
+            sha256=weights_sha256,
+            version=__version__,
+            round=last.round,
+            parent_sha256=hashlib.sha256(raw).hexdigest(),
+            layout_sha256=last.layout_sha256,
+            sites={name: site.images for name, site in state.sites.items()},
+        )
+        write_signed(self.folder / MODEL / MANIFEST_FILE, manifest.to_bytes(), MODEL_PURPOSE, self.signing_key)
 
     def _results(self, state: RunState, seconds: float) -> Results:
         options = self.config.curriculum.stage

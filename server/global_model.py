@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 
-from aiseeme_models import __version__
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.backbones import Backbone, build_backbone
 from aiseeme_models.backbones.initialise import initialise
@@ -20,10 +17,10 @@ from aiseeme_models.errors import InputError
 from aiseeme_models.pretext import build_task
 from aiseeme_models.seeding import generator
 from aiseeme_models.training.shared_state import SharedLayout, flatten, layout_of, load_flat
-from federation_configs.loading import config_sha256
 from federation_configs.schema import FederationConfig
+from server.model_manifest import MANIFEST_FILE, WEIGHTS_FILE, read_model_manifest
+from server.weights_file import tensors_in
 
-WEIGHTS_FILE, MANIFEST_FILE = "backbone.safetensors", "model.json"
 NEAR_CHANCE = 0.75
 
 
@@ -76,52 +73,37 @@ def backbone_of(config: FederationConfig, stage: int, vector: NDArray[np.float32
     return task.backbone
 
 
-def save_backbone(folder: Path, config: FederationConfig, backbone: Backbone, run: str) -> str:
-    """Write ``backbone.safetensors`` (torchvision's names) and ``model.json``; gives the weights' SHA-256.
+def save_weights(folder: Path, backbone: Backbone) -> str:
+    """Write ``backbone.safetensors`` (torchvision's names); gives its SHA-256.
 
-    The weights' bytes depend on the weights only, so that equal models have equal files.
+    The bytes depend on the weights only, so that equal models have equal files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-    payload = save(tensors)
-    digest = hashlib.sha256(payload).hexdigest()
+    payload = save({name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()})
     write_atomically(folder / WEIGHTS_FILE, payload)
-    manifest = {
-        "format": 1,
-        "run": run,
-        "backbone": config.model.backbone,
-        "norm": config.model.norm,
-        "images": config.images.model_dump(mode="json", exclude_none=True),
-        "config_sha256": config_sha256(config),
-        "sha256": digest,
-        "version": __version__,
-    }
-    write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2).encode())
-    return digest
+    return hashlib.sha256(payload).hexdigest()
 
 
 def load_backbone(folder: Path, config: FederationConfig) -> Backbone:
-    """Read a backbone that `save_backbone` wrote.
+    """Read the backbone of a finished run.
 
     Raises:
-        InputError: missing or altered files, or weights of another architecture.
+        InputError: missing or altered files, weights of another architecture, or a file that is no safetensors.
     """
+    manifest, _ = read_model_manifest(folder)
     path = folder / WEIGHTS_FILE
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
         payload = path.read_bytes()
-    except (OSError, ValueError):
-        raise InputError(
-            f"{folder}: no readable model here; a finished run has {WEIGHTS_FILE} and {MANIFEST_FILE}"
-        ) from None
-    if hashlib.sha256(payload).hexdigest() != manifest.get("sha256"):
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if hashlib.sha256(payload).hexdigest() != manifest.sha256:
         raise InputError(f"{path}: its SHA-256 is not the one in {MANIFEST_FILE}; the file was altered")
     backbone = new_backbone(config)
-    tensors = load_file(path)
-    expected = {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
-    if {name: tuple(value.shape) for name, value in tensors.items()} != expected:
+    tensors = tensors_in(payload, str(path))
+    expected = {name: (tuple(value.shape), value.dtype) for name, value in backbone.state_dict().items()}
+    if {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()} != expected:
         raise InputError(
             f"{path}: its weights are not those of a {config.model.backbone} with {config.model.norm} norm"
         )
-    backbone.load_state_dict({name: torch.as_tensor(value) for name, value in tensors.items()})
+    backbone.load_state_dict(tensors)
     return backbone

@@ -67,8 +67,7 @@ class Progress(Silent):
         left_out: Sequence[tuple[str, dict[str, int]]],
         missing: int,
     ) -> None:
-        """Who takes part, with what."""
-        self._config = config
+        """Who takes part in a simulation, with what."""
         classes = list(table[0].classes) if table else []
         title = (
             f"{shown(config.name)}: {len(table)} simulated hospitals (a group is a patient or lesion, never divided)"
@@ -85,6 +84,11 @@ class Progress(Silent):
             self.say(f"left out of {where}: {counts}; `{names}` names the files")
         if missing:
             self.say(f"labels.csv names {missing} files that are not there")
+        self.begin(config, folder)
+
+    def begin(self, config: FederationConfig, folder: Path) -> None:
+        """A run begins or goes on."""
+        self._config = config
         self.say(
             f"run {folder.name}: {config.rounds} rounds in {len(config.curriculum.stage)} stages, files in {folder}"
         )

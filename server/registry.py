@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, TypedDict
 
-from sqlalchemy import Engine, event, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.schema import CreateTable
-from sqlmodel import Field, Session, SQLModel, col, create_engine, desc, select, update
+from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel import Field, Session, SQLModel, col, desc, select, update
 
 from aiseeme_models.errors import InputError, RunFailed
+from server.database import cause, commit, now_text, open_database
 
-RunStatus = Literal["running", "done", "failed", "stopped"]
-
-BUSY_TIMEOUT_S = 15
+RunStatus = Literal["queued", "running", "done", "failed", "stopped"]
+UNFINISHED = ("queued", "running")
 
 
 class RunRow(SQLModel, table=True):
@@ -77,13 +75,7 @@ class RunRegistry:
     """
 
     def __init__(self, url: str) -> None:
-        try:
-            self._engine = _open(url)
-        except (ArgumentError, ModuleNotFoundError) as error:
-            raise InputError(f"the registry's URL is wrong or its driver is missing: {error}") from error
-        except SQLAlchemyError as error:
-            where = make_url(url).render_as_string(hide_password=True)
-            raise InputError(f"the registry {where} cannot be opened: {_cause(error)}") from error
+        self._engine = open_database(url, [RunRow])
 
     def create(
         self,
@@ -97,14 +89,15 @@ class RunRegistry:
         sites_total: int,
         folder: str,
         pid: int | None = None,
+        status: RunStatus = "running",
     ) -> RunRow:
-        """Enter a run that starts now.
+        """Enter a run that starts now, or is ``queued`` for who will play it.
 
         Raises:
             InputError: there is a run with this id.
             RunFailed: the database cannot be written to.
         """
-        now = _now()
+        now = now_text()
         row = RunRow(
             id=id,
             name=name,
@@ -117,12 +110,13 @@ class RunRegistry:
             sites_total=sites_total,
             folder=folder,
             pid=pid,
+            status=status,
         )
         with Session(self._engine, expire_on_commit=False) as session:
             if session.get(RunRow, id) is not None:
                 raise InputError(f"there is a run {id!r} already")
             session.add(row)
-            _commit(session)
+            commit(session)
         return row
 
     def update(self, id: str, change: RunChange) -> RunRow:
@@ -136,16 +130,16 @@ class RunRegistry:
             InputError: there is no such run.
             RunFailed: the database cannot be written to.
         """
-        values: dict[str, Any] = {**_known(change), "updated": _now()}
+        values: dict[str, Any] = {**_known(change), "updated": now_text()}
         if "status" in change:
-            values["finished"] = None if change["status"] == "running" else values["updated"]
+            values["finished"] = None if change["status"] in UNFINISHED else values["updated"]
         with Session(self._engine, expire_on_commit=False) as session:
             # One statement, no read before it: SQLite refuses to turn a read into a write once another has written.
             try:
                 session.exec(update(RunRow).where(col(RunRow.id) == id).values(**values))
             except SQLAlchemyError as error:
-                raise RunFailed(f"the registry could not be written: {_cause(error)}") from error
-            _commit(session)
+                raise RunFailed(f"the registry could not be written: {cause(error)}") from error
+            commit(session)
             row = session.get(RunRow, id)
         if row is None:
             raise InputError(f"there is no run {id!r}")
@@ -176,30 +170,14 @@ class RunRegistry:
             newest_first = select(RunRow).order_by(desc(RunRow.created), desc(RunRow.id)).limit(limit)
             return [*session.exec(newest_first).all()]
 
+    def unfinished(self) -> Sequence[RunRow]:
+        """The runs that are queued, running or interrupted."""
+        with Session(self._engine, expire_on_commit=False) as session:
+            return session.exec(select(RunRow).where(col(RunRow.status).in_(UNFINISHED))).all()
+
     def close(self) -> None:
         """Give the connections back."""
         self._engine.dispose()
-
-
-def _open(url: str) -> Engine:
-    parsed = make_url(url)
-    sqlite = parsed.get_backend_name() == "sqlite"
-    engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S} if sqlite else {})
-    if sqlite:
-        event.listen(engine, "connect", _write_ahead)
-    table = SQLModel.metadata.tables["runs"]
-    with engine.begin() as connection:  # if_not_exists: two processes may open a new registry at the same time
-        connection.execute(CreateTable(table, if_not_exists=True))
-    return engine
-
-
-def _write_ahead(connection: Any, _record: object) -> None:
-    """Readers and one writer side by side; whoever finds it busy waits."""
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.close()
 
 
 def _known(change: Mapping[str, object]) -> Mapping[str, object]:
@@ -207,19 +185,3 @@ def _known(change: Mapping[str, object]) -> Mapping[str, object]:
     if unknown:
         raise TypeError(f"a run's row has no changeable {', '.join(sorted(unknown))}")
     return change
-
-
-def _commit(session: Session) -> None:
-    try:
-        session.commit()
-    except SQLAlchemyError as error:
-        raise RunFailed(f"the registry could not be written: {_cause(error)}") from error
-
-
-def _cause(error: SQLAlchemyError) -> str:
-    """The database's own words, without the statement and its values."""
-    return str(getattr(error, "orig", None) or type(error).__name__)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

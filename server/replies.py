@@ -15,6 +15,7 @@ from federation_configs.wire import (
     SiteError,
     TrainReply,
     TrainRequest,
+    answers,
 )
 
 if TYPE_CHECKING:
@@ -50,52 +51,66 @@ class Refused:
 NO_ANSWER = Refused(Missed.NO_ANSWER, "no answer before the deadline")
 
 
-def error_in(message: Message) -> Refused | None:
-    """What an error reply means. The other party's text is never repeated."""
+WRONG_QUESTION = Refused(Missed.WRONG_QUESTION, "the reply is none to this request")
+
+
+def error_in(message: Message, nonce: str | None) -> Refused | None:
+    """What an error reply to the request with this nonce means. The other party's text is never repeated."""
     if not message.has_error():
         return None
     if message.error.code in set(SiteError):
+        if not answers(message.error.reason, nonce):
+            return WRONG_QUESTION
         return Refused(Missed.SITE_ERROR, SiteError(message.error.code).sentence)
     if message.error.code == 3:
         return NO_ANSWER
     return Refused(Missed.FOREIGN_ERROR, f"the site's client failed (Flower error {int(message.error.code)})")
 
 
-def check_training(message: Message, *, site: str, asked: TrainRequest, declared: int) -> TrainReply | Refused:
+def check_training(
+    message: Message, *, site: str, asked: TrainRequest, nonce: str | None, declared: int
+) -> TrainReply | Refused:
     """Check everything of a reply to a training request but its array.
 
     Args:
         message: the reply.
         site: the name under which its sender described itself.
         asked: the request.
+        nonce: the one under which this site was asked; None where requests are not signed.
         declared: how many training images the site said it has; that, and the steps they make, is what it must claim.
     """
-    body = _checked(message, TrainReply, site=site, asked=asked, weights=True)
+    body = _checked(message, TrainReply, site=site, asked=asked, nonce=nonce, weights=True)
     if isinstance(body, Refused):
         return body
     stage = asked.config.curriculum.stage[asked.stage]
     if body.images != declared:
         return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.images} images; the site declared {declared}")
-    if body.steps != stage.local_epochs * (declared // min(stage.batch_size, declared)):
+    if body.steps != stage.steps(declared):
         return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.steps} steps; its images do not make so many")
     return body
 
 
-def check_evaluation(message: Message, *, site: str, asked: EvaluateRequest, declared: int) -> EvaluateReply | Refused:
+def check_evaluation(
+    message: Message, *, site: str, asked: EvaluateRequest, nonce: str | None, declared: int
+) -> EvaluateReply | Refused:
     """Check a reply to an evaluation request; ``declared`` is the site's number of validation images."""
-    body = _checked(message, EvaluateReply, site=site, asked=asked, weights=False)
+    body = _checked(message, EvaluateReply, site=site, asked=asked, nonce=nonce, weights=False)
     if isinstance(body, EvaluateReply) and not 1 <= body.images <= declared:
         return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.images} images; the site declared {declared}")
     return body
 
 
-def _checked(message: Message, kind: type[Reply], *, site: str, asked: RoundRequest, weights: bool) -> Reply | Refused:
-    if (error := error_in(message)) is not None:
+def _checked(
+    message: Message, kind: type[Reply], *, site: str, asked: RoundRequest, nonce: str | None, weights: bool
+) -> Reply | Refused:
+    if (error := error_in(message, nonce)) is not None:
         return error
     try:
         body = unpack_body(message.content, kind, weights=weights)
     except MalformedRecord as malformed:
         return Refused(Missed.MALFORMED, f"the reply was refused: {malformed}")
+    if body.nonce != nonce:
+        return WRONG_QUESTION
     if (body.site, body.round, body.stage) != (site, asked.round, asked.stage):
         return Refused(Missed.WRONG_QUESTION, "the reply answers for another site, round or stage")
     if body.seconds > asked.config.federation.round_deadline_s:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from aiseeme_models import __version__
-from federation_configs.records import MalformedRecord, pack, unpack_body
+from federation_configs.records import MalformedRecord, nonce_of, unpack_body
 from federation_configs.schema import FederationConfig
 from federation_configs.wire import PROTOCOL, DescribeReply, DescribeRequest
 from server.exchange import ask
 from server.observer import Observer
-from server.replies import NO_ANSWER, Missed, Refused, error_in
+from server.replies import NO_ANSWER, WRONG_QUESTION, Missed, Refused, error_in
+from server.request_signing import RequestSigner, pack_for_any
 from server.run_state import RunState
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
 _LATER_DEADLINE_S = 60.0
+_WAIT_S = 0.5
 
 
 class Roster:
@@ -30,9 +33,15 @@ class Roster:
     """
 
     def __init__(
-        self, grid: Grid, config: FederationConfig, run: str, site_names: Sequence[str], clock: Callable[[], float]
+        self,
+        grid: Grid,
+        config: FederationConfig,
+        run: str,
+        site_names: Sequence[str],
+        clock: Callable[[], float],
+        signer: RequestSigner | None = None,
     ) -> None:
-        self._grid, self._clock = grid, clock
+        self._grid, self._clock, self._signer = grid, clock, signer
         self._request = DescribeRequest(run=run, config=config)
         self._names = frozenset(site_names)
         self._federation = config.federation
@@ -46,14 +55,14 @@ class Roster:
         if not missing:
             return
         anonymous: list[Refused] = []
-        contents = dict.fromkeys(unknown, pack(self._request))
         # The first description may decode a hospital's whole folder; later, the others must not wait so long.
         deadline = self._federation.round_deadline_s
         deadline = deadline if not self.nodes else min(deadline, _LATER_DEADLINE_S)
+        contents = pack_for_any(self._signer, "describe", self._request, unknown, valid_s=deadline)
         for node, message in ask(
             self._grid, contents, "query.describe", group="describe", deadline_s=deadline, clock=self._clock
         ):
-            described = self._check(message)
+            described = self._check(message, nonce_of(contents[node]))
             if isinstance(described, Refused):
                 anonymous.append(described)
                 continue
@@ -65,15 +74,37 @@ class Roster:
         self.refused = dict.fromkeys(absent, _why(absent, anonymous))
         observer.sites_described(state, self.refused)
 
-    def _check(self, message: Message | None) -> DescribeReply | Refused:
+    def await_nodes(self, names: Iterable[str], patience_s: float) -> None:
+        """Wait until the nodes of these sites are connected, those of the sites that are not known yet too.
+
+        Args:
+            names: the sites.
+            patience_s: seconds after which they are not waited for any more.
+        """
+        if patience_s <= 0:
+            return
+        known = {site: node for node, site in self.nodes.items()}
+        names = set(names)
+        since = time.monotonic()
+        while True:
+            online = set(self._grid.get_node_ids())
+            strangers = len(online - set(self.nodes))
+            back = all(known[name] in online for name in names if name in known)
+            if (back and strangers >= len(names - set(known))) or time.monotonic() - since >= patience_s:
+                return
+            time.sleep(_WAIT_S)
+
+    def _check(self, message: Message | None, nonce: str | None) -> DescribeReply | Refused:
         if message is None:
             return NO_ANSWER
-        if (error := error_in(message)) is not None:
+        if (error := error_in(message, nonce)) is not None:
             return error
         try:
             body = unpack_body(message.content, DescribeReply)
         except MalformedRecord as malformed:
             return Refused(Missed.MALFORMED, f"its description was refused: {malformed}")
+        if body.nonce != nonce:
+            return WRONG_QUESTION
         if body.site not in self._names or body.site in self.nodes.values():
             return Refused(Missed.MALFORMED, "its description names a site that is not expected here, or is here twice")
         if body.protocol != PROTOCOL or body.version != __version__:

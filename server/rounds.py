@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,20 +15,23 @@ from numpy.typing import NDArray
 from aiseeme_models.curriculum.stopping import plateau
 from aiseeme_models.errors import RunFailed
 from federation_configs.loading import config_sha256
-from federation_configs.records import pack
+from federation_configs.records import Enclosure, nonce_of
 from federation_configs.schema import FederationConfig
 from federation_configs.wire import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
 from server.aggregation import Aggregation, UpdateRefused, build_aggregation
+from server.checkpoint_manifest import CountedSite
 from server.checkpoints import CheckpointStore
 from server.exchange import ask
 from server.global_model import StageModel, start_of_stage
 from server.metrics_log import MetricsLog
 from server.observer import Observer, Silent
 from server.replies import NO_ANSWER, Missed, Refused, check_evaluation, check_training, weights_of
+from server.request_signing import RequestSigner, pack_for_sites
 from server.roster import Roster
 from server.run_state import RunState, SiteState, StageState, mean_over_sites
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from flwr.serverapp import Grid
 
 _REFUSED = {
@@ -54,6 +57,9 @@ class RoundLoop:
         observer: told what happens.
         clock: seconds for deadlines.
         parallel: whether sites work at the same time (then the slowest is what a round costs, else their sum).
+        signing_key: signs every checkpoint's manifest; a resumed run trusts none that it did not sign.
+        signer: signs every request, and the global weights with it; None in a simulation.
+        rejoin_s: how long sites whose connection is gone are waited for, where quorum is missed; 0 in a simulation.
         earlier_s: wall seconds of the rounds that other processes played before this one.
     """
 
@@ -65,6 +71,9 @@ class RoundLoop:
     observer: Observer = field(default_factory=Silent)
     clock: Callable[[], float] = time.monotonic
     parallel: bool = True
+    signing_key: Ed25519PrivateKey | None = field(default=None, repr=False)
+    signer: RequestSigner | None = field(default=None, repr=False)
+    rejoin_s: float = 0.0
     earlier_s: float = field(default=0.0, init=False)
 
     def play(self) -> tuple[RunState, NDArray[np.float32]]:
@@ -74,9 +83,10 @@ class RoundLoop:
             RunFailed: the quorum was missed ``round_retries`` + 1 times, or a checkpoint could not be written.
         """
         started = time.perf_counter()
-        self._store = CheckpointStore(self.folder / "checkpoints", keep=self.config.federation.keep_checkpoints)
+        keep = self.config.federation.keep_checkpoints
+        self._store = CheckpointStore(self.folder / "checkpoints", keep, self.signing_key)
         self._metrics = MetricsLog(self.folder)
-        self._roster = Roster(self.grid, self.config, self.run, self.site_names, self.clock)
+        self._roster = Roster(self.grid, self.config, self.run, self.site_names, self.clock, self.signer)
         state, model, aggregation = self._restore()
         vector = model.vector
         while not state.finished:
@@ -92,7 +102,8 @@ class RoundLoop:
                 aggregation, vector = self._aggregation(model), model.vector
                 state.stages[state.stage].chance_loss = model.chance_loss
             self._metrics.append(lines)
-            self._save(state, model, aggregation, vector, stage_index)
+            counted = {line["site"]: CountedSite(images=line["images"]) for line in lines if "images" in line}
+            self._save(state, model, aggregation, vector, stage_index, counted)
             self.observer.round_done(state, lines[-1]["loss"], lines[-1]["heldout_loss"])
             if stage_ended:
                 self.observer.stage_done(self.config, state, stage_index)
@@ -110,8 +121,10 @@ class RoundLoop:
             stages[0].chance_loss = model.chance_loss
             state = RunState(stages=stages, sites={name: SiteState() for name in sorted(self.site_names)})
             aggregation = self._aggregation(model)
-            self._save(state, model, aggregation, model.vector, 0)
+            self._save(state, model, aggregation, model.vector, 0, {})
             return state, model, aggregation
+        if checkpoint.manifest.run != self.run:
+            raise RunFailed(f"{self.folder}: its checkpoints belong to another run")
         if checkpoint.manifest.config_sha256 != config_sha256(self.config):
             raise RunFailed(f"{self.folder}: its checkpoints belong to another configuration")
         state = RunState.model_validate(checkpoint.manifest.state)
@@ -127,10 +140,13 @@ class RoundLoop:
 
     def _gather(self, state: RunState) -> None:
         """Let the sites describe themselves; a federation without a quorum of them does not begin a round."""
+        if not self._roster.nodes:
+            self._roster.await_nodes(self.site_names, self.rejoin_s)
         for _ in range(self.config.federation.round_retries + 1):
             self._roster.describe_missing(state, self.observer)
-            if len(self._roster.nodes) >= self.config.federation.min_sites:
+            if self._is_quorum(self._roster.nodes.values()):
                 return
+            self._roster.await_nodes(self.site_names, self.rejoin_s)
         raise RunFailed(self._lost_quorum(state.round + 1, len(self._roster.nodes), self._roster.refused))
 
     def _round(
@@ -143,14 +159,19 @@ class RoundLoop:
         )
         counted: dict[str, TrainReply] = {}
         refused: dict[str, Refused] = {}
+        beside = Enclosure(vector)
         for attempt in range(self.config.federation.round_retries + 1):
+            if attempt:
+                self._roster.await_nodes([name for name in self.site_names if name not in counted], self.rejoin_s)
+                self._roster.describe_missing(state, self.observer)
             self.observer.round_started(self.config, state, number, attempt)
-            self._collect(state, asked, vector, aggregation, counted, refused)
-            if len(counted) >= self.config.federation.min_sites:
+            self._collect(state, asked, beside, aggregation, counted, refused)
+            if self._is_quorum(counted):
                 break
         else:
             shutil.rmtree(self.folder / "scratch", ignore_errors=True)  # the sites' updates do not stay behind
             raise RunFailed(self._lost_quorum(number, len(counted), refused))
+        del beside  # a second copy of the global weights
         for name, site in state.sites.items():
             if name in counted:
                 site.answered += 1
@@ -191,7 +212,7 @@ class RoundLoop:
         self,
         state: RunState,
         asked: TrainRequest,
-        vector: NDArray[np.float32],
+        beside: Enclosure,
         aggregation: Aggregation,
         counted: dict[str, TrainReply],
         refused: dict[str, Refused],
@@ -199,11 +220,11 @@ class RoundLoop:
         """Ask the sites that have not counted yet, and fold each valid reply in as it comes."""
         refused.update(self._roster.refused)
         nodes = {node: name for node, name in self._roster.nodes.items() if name not in counted}
-        content = pack(asked, vector)
         deadline = self.config.federation.round_deadline_s
+        contents = pack_for_sites(self.signer, "train", asked, nodes, beside, valid_s=deadline)
         answers = ask(
             self.grid,
-            dict.fromkeys(nodes, content),
+            contents,
             "train",
             group=str(asked.round),
             deadline_s=deadline,
@@ -214,9 +235,10 @@ class RoundLoop:
             outcome: TrainReply | Refused = NO_ANSWER
             if message is not None:
                 declared = state.sites[name].images
-                outcome = check_training(message, site=name, asked=asked, declared=declared)
+                nonce = nonce_of(contents[node])
+                outcome = check_training(message, site=name, asked=asked, nonce=nonce, declared=declared)
                 if isinstance(outcome, TrainReply):
-                    outcome = self._fold(message, outcome, aggregation, vector.size)
+                    outcome = self._fold(message, outcome, aggregation, beside.size)
             if isinstance(outcome, Refused):
                 refused[name] = outcome
                 self.observer.site_missed(name, outcome)
@@ -242,12 +264,14 @@ class RoundLoop:
             return None
         asked = EvaluateRequest(**trained.model_dump(exclude={"proximal_mu", "config"}), config=trained.config)
         nodes = {node: name for node, name in self._roster.nodes.items() if state.sites[name].validation > 1}
+        deadline = self.config.federation.round_deadline_s
+        contents = pack_for_sites(self.signer, "evaluate", asked, nodes, Enclosure(vector), valid_s=deadline)
         answers = ask(
             self.grid,
-            dict.fromkeys(nodes, pack(asked, vector)),
+            contents,
             "evaluate",
             group=str(asked.round),
-            deadline_s=self.config.federation.round_deadline_s,
+            deadline_s=deadline,
             clock=self.clock,
         )
         losses = []
@@ -255,7 +279,8 @@ class RoundLoop:
             reply: EvaluateReply | Refused = NO_ANSWER
             if message is not None:
                 declared = state.sites[nodes[node]].validation
-                reply = check_evaluation(message, site=nodes[node], asked=asked, declared=declared)
+                nonce = nonce_of(contents[node])
+                reply = check_evaluation(message, site=nodes[node], asked=asked, nonce=nonce, declared=declared)
             if isinstance(reply, Refused):
                 self.observer.note(f"{nodes[node]} did not measure the held-out loss: {reply.sentence}")
                 continue
@@ -300,7 +325,13 @@ class RoundLoop:
         )
 
     def _save(
-        self, state: RunState, model: StageModel, aggregation: Aggregation, vector: NDArray[np.float32], played: int
+        self,
+        state: RunState,
+        model: StageModel,
+        aggregation: Aggregation,
+        vector: NDArray[np.float32],
+        played: int,
+        counted: dict[str, CountedSite],
     ) -> None:
         """Write the checkpoint of the round that was ``played`` in that stage; ``state`` says what comes next."""
         self._store.save(
@@ -313,12 +344,18 @@ class RoundLoop:
             state=state.model_dump(mode="json"),
             vector=vector,
             optimizer_state=aggregation.state(),
+            sites=counted,
         )
 
+    def _is_quorum(self, names: Iterable[str]) -> bool:
+        federation, there = self.config.federation, set(names)
+        return len(there) >= federation.min_sites and there.issuperset(federation.required_sites)
+
     def _lost_quorum(self, number: int, valid: int, refused: dict[str, Refused]) -> str:
-        need = self.config.federation.min_sites
+        need, required = self.config.federation.min_sites, self.config.federation.required_sites
+        also = f" with {', '.join(required)} among them" if required else ""
         reasons = "; ".join(f"{name}: {why.sentence}" for name, why in sorted(refused.items()))
         return (
-            f"round {number}: {valid} of {len(self.site_names)} sites gave a valid reply and min_sites is {need}"
+            f"round {number}: {valid} of {len(self.site_names)} sites gave a valid reply and min_sites is {need}{also}"
             f" ({reasons})"
         )

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,13 +18,18 @@ from aiseeme_models.errors import InputError
 if TYPE_CHECKING:
     from server.registry import RunRegistry
 
-HOME_VARIABLE = "AISEEME_RUNS"
-CONFIG, PLAN, LOCK = "config.toml", "simulation.json", ".lock"
+RUNS_VARIABLE, FEDERATION_VARIABLE = "AISEEME_RUNS", "AISEEME_HOME"
+CONFIG, PLAN, FEDERATION_PLAN, LOCK = "config.toml", "simulation.json", "federation.json", ".lock"
 
 
 def runs_home(given: Path | None) -> Path:
-    """The folder of all runs: the one given, else ``$AISEEME_RUNS``, else ``runs`` here."""
-    return given or Path(os.environ.get(HOME_VARIABLE, "runs"))
+    """The folder of all runs: the one given, ``$AISEEME_RUNS``, ``$AISEEME_HOME/runs``, or ``runs`` here."""
+    if given is not None:
+        return given
+    if runs := os.environ.get(RUNS_VARIABLE):
+        return Path(runs)
+    federation = os.environ.get(FEDERATION_VARIABLE)
+    return Path(federation) / "runs" if federation else Path("runs")
 
 
 def registry_url(home: Path) -> str:
@@ -45,7 +50,45 @@ def existing_registry(home: Path) -> RunRegistry:
     return RunRegistry(registry_url(home))
 
 
-class SimulationPlan(BaseModel):
+class _Plan(BaseModel):
+    """What a run needs, beside its configuration, to be played again: a JSON file in its folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: ClassVar[str]
+
+    def save(self, folder: Path) -> None:
+        """Write it."""
+        write_atomically(folder / self.file, json.dumps(self.model_dump(mode="json"), indent=2).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read it.
+
+        Raises:
+            InputError: it is not there or not readable.
+        """
+        try:
+            return cls.model_validate_json((folder / cls.file).read_bytes())
+        except (OSError, ValidationError):
+            raise InputError(f"{folder / cls.file}: missing or damaged, so the run cannot be played again") from None
+
+
+class FederationPlan(_Plan):
+    """Who takes part in a launched run.
+
+    Attributes:
+        sites: their names.
+        versions: of AISEEME and torch at the coordinator.
+    """
+
+    file: ClassVar[str] = FEDERATION_PLAN
+
+    sites: tuple[str, ...]
+    versions: dict[str, str]
+
+
+class SimulationPlan(_Plan):
     """What a simulation needs to be played again: data, partition, engine.
 
     Attributes:
@@ -59,7 +102,7 @@ class SimulationPlan(BaseModel):
         versions: of AISEEME and torch; others may give other bits.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    file: ClassVar[str] = PLAN
 
     data: tuple[str, ...]
     sites: int | None
@@ -70,21 +113,23 @@ class SimulationPlan(BaseModel):
     threads: int
     versions: dict[str, str]
 
-    def save(self, folder: Path) -> None:
-        """Write ``simulation.json``."""
-        write_atomically(folder / PLAN, json.dumps(self.model_dump(mode="json"), indent=2).encode())
 
-    @classmethod
-    def load(cls, folder: Path) -> SimulationPlan:
-        """Read ``simulation.json``.
+class StopRequest:
+    """Somebody's wish that a run should stop, as a file in its folder."""
 
-        Raises:
-            InputError: it is not there or not readable.
-        """
-        try:
-            return cls.model_validate_json((folder / PLAN).read_bytes())
-        except (OSError, ValidationError):
-            raise InputError(f"{folder / PLAN}: missing or damaged, so the run cannot be played again") from None
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "stop.request"
+
+    def __bool__(self) -> bool:
+        return self._path.exists()
+
+    def make(self) -> None:
+        """Ask the run to stop."""
+        self._path.touch()
+
+    def withdraw(self) -> None:
+        """Let it go on."""
+        self._path.unlink(missing_ok=True)
 
 
 @contextmanager

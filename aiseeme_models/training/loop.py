@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -66,7 +67,7 @@ def train_round(
     optimizer_state: Mapping[str, Tensor] | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> RoundOutcome:
-    """Train ``task.shared`` for ``options.local_epochs`` passes over a site's images.
+    """Train ``task.shared`` for ``options.local_epochs`` passes over a site's images, at most ``options.max_steps``.
 
     The same arguments give the same bits on the same machine with the same number of threads: checked on CPUs only (for
     GPUs see `training.device.make_deterministic`). A last incomplete batch is dropped unless it is the only one.
@@ -108,10 +109,11 @@ def train_round(
     views_generator = generator(seed, "views")
     loss_generator = generator(seed, "loss")
     begin, end = stage_progress
-    steps = options.local_epochs * (count // batch_size)
+    steps = options.steps(count)
     look_every = 1 if device.type == "cpu" else _STEPS_BETWEEN_LOOKS
     losses: list[Tensor] = []
-    for step, indices in enumerate(_batches(count, batch_size, options.local_epochs, seed), start=1):
+    batches = islice(_batches(count, batch_size, options.local_epochs, seed), steps)
+    for step, indices in enumerate(batches, start=1):
         progress = begin + (end - begin) * (step - 1) / steps
         rate = options.learning_rate * learning_rate_factor(options.schedule, options.warmup, progress)
         for group in optimizer.param_groups:

@@ -17,6 +17,9 @@ class TrainingOptions(Options):
 
     batch_size: int = Field(64, ge=1, le=65536, description="images a step")
     local_epochs: int = Field(1, ge=1, description="passes over a site's images in a round")
+    max_steps: int | None = Field(
+        None, ge=1, description="most optimiser steps a round, where the passes make more; default: all of them"
+    )
     optimizer: str = Field("adamw", description="sgd, lars or adamw")
     lr: float | None = Field(None, gt=0, description="learning rate; default: the optimiser's (0.05, 0.3, 0.001)")
     weight_decay: float | None = Field(None, ge=0, description="weight decay; default: the optimiser's")
@@ -44,6 +47,11 @@ class TrainingOptions(Options):
         if self.schedule == "one-cycle" and self.warmup > 0:
             raise InputError("one-cycle warms up by itself: leave warmup at 0")
         return self
+
+    def steps(self, images: int) -> int:
+        """Optimiser steps of a round over ``images`` training images; a last incomplete batch is dropped."""
+        whole = self.local_epochs * (images // min(self.batch_size, images))
+        return whole if self.max_steps is None else min(whole, self.max_steps)
 
     @property
     def learning_rate(self) -> float:

@@ -114,7 +114,8 @@ def test_a_crash_while_a_checkpoint_is_written_loses_no_earlier_one(step, federa
 
     plain = CheckpointStore.__init__
     with monkeypatch.context() as patched:
-        patched.setattr(CheckpointStore, "__init__", lambda self, folder, keep: plain(self, folder, keep, watch=watch))
+        watched = lambda self, folder, keep, key: plain(self, folder, keep, key, watch=watch)  # noqa: E731
+        patched.setattr(CheckpointStore, "__init__", watched)
         with pytest.raises(Crash):
             crashed.play()
     np.testing.assert_array_equal(whole, crashed.play()[1])

@@ -15,9 +15,10 @@ from aiseeme_models.pretext import build_task, pretext_tasks
 from aiseeme_models.pretext.simclr import nt_xent
 from aiseeme_models.training.shared_state import layout_of
 from federation_configs.aggregation import FedAvgOptions
+from federation_configs.flower import FLWR_VERSION
 from server.aggregation import UpdateRefused, build_aggregation
 from server.final_files import _stage
-from server.flower_adapter import FLWR_VERSION, act_as, name_message, site_index
+from server.flower_adapter import act_as, name_message, site_index
 from server.run_state import StageState
 
 

@@ -1,0 +1,205 @@
+"""The one way by which a request gets in and an answer gets out of a real site: checked, allowed, and in the ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from client.ledger import Ledger
+from client.policy import check_hours, check_images, check_stamp, check_validation, decide
+from client.refusals import Refusal
+from client.schedule import ScheduleOptions
+from client.site_config import PolicyOptions
+from federation_configs.loading import config_sha256
+from federation_configs.records import left_with
+from federation_configs.signatures import is_signed, public_key
+from federation_configs.wire import (
+    DescribeReply,
+    DescribeRequest,
+    EvaluateReply,
+    Request,
+    RoundRequest,
+    SiteError,
+    TrainReply,
+    TrainRequest,
+    request_purpose,
+)
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
+
+    from client.site import Site
+    from client.site_config import SiteConfig
+
+_DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a site checks of every request, and where it enters what happened.
+
+    Attributes:
+        site: the name under which it has joined.
+        federation: the federation's name.
+        coordinators: public keys (64 hexadecimal digits) whose signed requests are answered.
+        policy: the ``[policy]`` table of site.toml.
+        schedule: its ``[schedule]`` table.
+        ledger: takes every request and every answer; without an entry there is no work and no answer.
+        clock: seconds since 1970 by the site's clock.
+    """
+
+    site: str
+    federation: str
+    coordinators: tuple[str, ...]
+    policy: PolicyOptions
+    schedule: ScheduleOptions
+    ledger: Ledger
+    clock: Callable[[], float] = field(default=time.time, repr=False)
+
+    @classmethod
+    def of(cls, config: SiteConfig, ledger: Ledger, *, site: str, federation: str, signing_key: str) -> Gate:
+        """The gate of a site that has joined.
+
+        Args:
+            config: its site.toml.
+            ledger: its ledger.
+            site, federation: the names in its membership.
+            signing_key: the pinned public key of the membership, for which ``[policy] coordinators`` may name others.
+        """
+        keys = config.policy.coordinators or (signing_key,)
+        return cls(site, federation, keys, config.policy, config.schedule, ledger)
+
+    def visit(self, kind: str) -> Visit:
+        """Begin with a message that asks to ``kind``: describe, train or evaluate."""
+        return Visit(self, kind)
+
+    def signer(self, kind: str, signature: str | None, digest: bytes) -> str | None:
+        """The allowed coordinator's key that made a signature of a request of this kind; None without one."""
+        purpose = request_purpose(kind)
+        if signature is None:
+            return None
+        return next((key for key in self.coordinators if is_signed(public_key(key), purpose, digest, signature)), None)
+
+
+class Visit:
+    """One request on its way through the gate: admitted, begun, and answered or failed."""
+
+    def __init__(self, gate: Gate, kind: str) -> None:
+        self._gate, self._kind = gate, kind
+        self._asked: int | None = None
+        self._begun = False
+        self._since = time.monotonic()
+
+    def admit(self, request: Request, signature: str | None, digest: bytes) -> None:
+        """Enter what is asked, and let it in if it is signed, meant for here and now, and allowed.
+
+        Args:
+            request: as it was read; nothing of it is trusted before the signature has been looked at.
+            signature: what stood beside it.
+            digest: what it must be over.
+
+        Raises:
+            Refusal: it is not let in.
+            OSError: the ledger cannot be written.
+        """
+        gate, stamp = self._gate, request.stamp
+        coordinator = gate.signer(self._kind, signature, digest)
+        with gate.ledger.locked():
+            seen = stamp is not None and gate.ledger.knows(stamp.nonce)
+            self._asked = gate.ledger.append("asked", **self._question(request, coordinator)).seq
+        if signature is None:
+            raise Refusal(SiteError.NOT_SIGNED)
+        if coordinator is None:
+            raise Refusal(SiteError.UNKNOWN_COORDINATOR)
+        if stamp is None:
+            raise Refusal(SiteError.BAD_REQUEST)
+        now = gate.clock()
+        for_one = not isinstance(request, DescribeRequest)
+        check_stamp(stamp, federation=gate.federation, site=gate.site, for_one_site=for_one, now=now)
+        if seen:
+            raise Refusal(SiteError.REPLAYED)
+        check_hours(gate.schedule, datetime.fromtimestamp(now))
+        day = gate.ledger.epochs_since(datetime.fromtimestamp(now, UTC) - _DAY)
+        decide(gate.policy, request, epochs_today=day)
+
+    def begin(self, request: Request, site: Site) -> None:
+        """Enter how many images are about to be used, before any of them is.
+
+        Args:
+            request: one that was admitted.
+            site: with the images that it offers.
+
+        Raises:
+            Refusal: they are too few.
+            OSError: the ledger cannot be written.
+        """
+        holdout = request.config.holdout
+        training = len(site.rows_of("train", holdout))
+        check_images(self._gate.policy, training)
+        fields: dict[str, Any] = {"images": training}
+        if isinstance(request, DescribeRequest):
+            fields["images"] = len(site.rows)
+        elif isinstance(request, TrainRequest):
+            fields["epochs"] = request.config.curriculum.stage[request.stage].local_epochs
+        else:
+            fields["images"] = len(site.rows_of("validation", holdout))
+            check_validation(fields["images"])
+        with self._gate.ledger.locked():
+            if isinstance(request, TrainRequest):  # again, as another process may have begun one meanwhile
+                since = datetime.fromtimestamp(self._gate.clock(), UTC) - _DAY
+                decide(self._gate.policy, request, epochs_today=self._gate.ledger.epochs_since(since))
+            self._enter("started", **fields)
+        self._begun = True
+
+    def answered(self, reply: DescribeReply | TrainReply | EvaluateReply, content: RecordDict) -> None:
+        """Enter what is about to leave.
+
+        Args:
+            reply: the answer's body.
+            content: the whole answer as it is packed.
+
+        Raises:
+            Refusal: images turned out to be unusable, and those that are left are too few.
+            OSError: the ledger cannot be written: then the answer must not leave.
+        """
+        if not isinstance(reply, EvaluateReply):
+            check_images(self._gate.policy, reply.train if isinstance(reply, DescribeReply) else reply.images)
+        length, digest = left_with(content)
+        fields: dict[str, Any]
+        if isinstance(reply, DescribeReply):
+            counts = reply.model_dump(mode="json", include={"train", "validation", "test", "rejected"})
+            fields = {"images": reply.train + reply.validation, "counts": counts}
+        else:
+            fields = {"images": reply.images, "steps": reply.steps if isinstance(reply, TrainReply) else 0}
+        seconds = round(time.monotonic() - self._since, 3)
+        self._enter("answered", **fields, seconds=seconds, bytes=length, sha256=digest, privacy=None)
+
+    def failed(self, code: SiteError) -> None:
+        """Enter that the request was refused, or that the work on it failed; only the code leaves.
+
+        Raises:
+            OSError, LedgerBroken: the ledger cannot be written.
+        """
+        self._enter("failed" if self._begun else "refused", code=code.name)
+
+    def _question(self, request: Request, coordinator: str | None) -> dict[str, Any]:
+        stamp, config, stages = request.stamp, request.config, request.config.curriculum.stage
+        place: dict[str, Any] = {"round": None, "stage": None, "task": ", ".join(stage.task for stage in stages)}
+        if isinstance(request, RoundRequest):
+            task = stages[request.stage].task if request.stage < len(stages) else None
+            place = {"round": request.round, "stage": request.stage, "task": task}
+        return {
+            "what": self._kind,
+            "run": request.run,
+            **place,
+            "name": config.name,
+            "config": config_sha256(config),
+            "coordinator": coordinator,
+            "nonce": None if stamp is None else stamp.nonce,
+        }
+
+    def _enter(self, kind: str, **fields: Any) -> None:
+        self._gate.ledger.append(kind, request=self._asked, what=self._kind, **fields)

@@ -1,0 +1,115 @@
+"""Whether a request is within what the hospital allows in site.toml. Pure rules: nothing is read, nothing is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+
+from client.refusals import Refusal
+from client.schedule import ScheduleOptions
+from client.site_config import SMALLEST_SITE, PolicyOptions
+from federation_configs.wire import LONGEST_VALIDITY_S, Request, RoundRequest, SiteError, Stamp, TrainRequest
+
+CLOCK_TOLERANCE_S = 120.0
+"""How far ahead of the site's clock the coordinator's may be."""
+
+
+def check_stamp(stamp: Stamp, *, federation: str, site: str, for_one_site: bool, now: float) -> None:
+    """Refuse a signed request that is not for here, or not for now.
+
+    Args:
+        stamp: the request's.
+        federation: the name of the federation that this site has joined.
+        site: the name under which it did.
+        for_one_site: whether the request must name the site; a description may be asked of any.
+        now: seconds since 1970 by the site's clock.
+
+    Raises:
+        Refusal: OTHER_FEDERATION, OTHER_SITE, CLOCK_SKEW, EXPIRED, or BAD_REQUEST where it would be good for too long.
+    """
+    if stamp.federation != federation:
+        raise Refusal(SiteError.OTHER_FEDERATION)
+    if stamp.site != site and (for_one_site or stamp.site is not None):
+        raise Refusal(SiteError.OTHER_SITE)
+    if stamp.issued > now + CLOCK_TOLERANCE_S:
+        raise Refusal(SiteError.CLOCK_SKEW)
+    if stamp.expires <= now:
+        raise Refusal(SiteError.EXPIRED)
+    if stamp.expires - stamp.issued > LONGEST_VALIDITY_S + 1:
+        raise Refusal(SiteError.BAD_REQUEST)
+
+
+def check_hours(schedule: ScheduleOptions, now: datetime) -> None:
+    """Refuse what comes outside the hours; ``now`` is local time.
+
+    Raises:
+        Refusal: OUTSIDE_HOURS.
+    """
+    if not schedule.is_open(now):
+        raise Refusal(SiteError.OUTSIDE_HOURS)
+
+
+def decide(policy: PolicyOptions, request: Request, *, epochs_today: float) -> None:
+    """Refuse a request that the site's policy does not allow.
+
+    The whole configuration is looked at with every request: a site does not begin with a run that it would have to
+    leave at a later stage.
+
+    Args:
+        policy: the ``[policy]`` table.
+        request: any request.
+        epochs_today: passes over the site's images in the 24 hours before, in all runs.
+
+    Raises:
+        Refusal: with the code of the first rule that the request breaks.
+    """
+    config, stages = request.config, request.config.curriculum.stage
+    if isinstance(request, RoundRequest) and request.stage >= len(stages):
+        raise Refusal(SiteError.BAD_REQUEST)
+    if not all(_allows(policy.tasks, stage.task) for stage in stages):
+        raise Refusal(SiteError.TASK_NOT_ALLOWED)
+    if not _allows(policy.backbones, config.model.backbone):
+        raise Refusal(SiteError.BACKBONE_NOT_ALLOWED)
+    if not _allows(policy.presets, config.images.preset):
+        raise Refusal(SiteError.PRESET_NOT_ALLOWED)
+    batch = max(stage.batch_size for stage in stages)
+    if _exceeds(config.images.size, policy.max_image_size) or _exceeds(batch, policy.max_batch_size):
+        raise Refusal(SiteError.TOO_LARGE)
+    if _exceeds(config.rounds, policy.max_rounds):
+        raise Refusal(SiteError.TOO_MANY_ROUNDS)
+    if policy.require_dp and getattr(config, "privacy", None) is None:  # the [privacy] table, where a version has one
+        raise Refusal(SiteError.PRIVACY_REQUIRED)
+    if isinstance(request, TrainRequest):
+        epochs = epochs_today + stages[request.stage].local_epochs
+        if _exceeds(epochs, policy.max_epochs_per_day):
+            raise Refusal(SiteError.TOO_MANY_EPOCHS)
+
+
+def check_images(policy: PolicyOptions, training_images: int) -> None:
+    """Refuse to take part with fewer training images than the policy asks for.
+
+    Raises:
+        Refusal: TOO_FEW_IMAGES, or NO_IMAGES where there is none.
+    """
+    if training_images == 0:
+        raise Refusal(SiteError.NO_IMAGES)
+    if training_images < policy.min_images:
+        raise Refusal(SiteError.TOO_FEW_IMAGES)
+
+
+def check_validation(images: int) -> None:
+    """Refuse to measure on fewer validation images than may be counted: the site has described them as none.
+
+    Raises:
+        Refusal: NO_IMAGES.
+    """
+    if images < SMALLEST_SITE:
+        raise Refusal(SiteError.NO_IMAGES)
+
+
+def _allows(names: Collection[str] | None, name: str) -> bool:
+    return names is None or name in names
+
+
+def _exceeds(value: float, most: float | None) -> bool:
+    return most is not None and value > most

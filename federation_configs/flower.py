@@ -1,0 +1,65 @@
+"""What both parties' uses of Flower 1.41 have in common: its version, a silent environment, and quick object pulls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+FLWR_VERSION = "1.41.0"
+
+_LOOPBACK = ("127.0.0.1", "localhost")
+
+
+def check_version() -> None:
+    """Refuse to run on another flwr than the one whose internals were verified.
+
+    Raises:
+        RuntimeError: another version is installed.
+    """
+    import flwr
+
+    if flwr.__version__ != FLWR_VERSION:
+        raise RuntimeError(
+            f"flwr {flwr.__version__} is installed; this version of AISEEME needs exactly {FLWR_VERSION}"
+        )
+
+
+def quiet_environment(flower_home: Path, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """An environment in which Flower neither phones home nor installs anything, and loopback passes no proxy.
+
+    A proxy that is meant for the internet would also catch Flower's own calls between processes of one machine.
+
+    Args:
+        flower_home: where Flower may keep its files.
+        base: the environment that is changed; the process's own by default.
+    """
+    environment = dict(os.environ if base is None else base)
+    exempt = [name.strip() for name in environment.get("NO_PROXY", environment.get("no_proxy", "")).split(",")]
+    exempt = [name for name in exempt if name] + [name for name in _LOOPBACK if name not in exempt]
+    return environment | {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_HOME": str(flower_home),
+        "UV_OFFLINE": "1",
+        "NO_PROXY": ",".join(exempt),
+        "no_proxy": ",".join(exempt),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_WAIT_POLICY": environment.get("OMP_WAIT_POLICY", "PASSIVE"),
+    }
+
+
+def hasten_object_pulls() -> None:
+    """Ask for an object that is not there yet after 0.05 s, not after 1 to 10 s.
+
+    The waits are bound as keyword defaults (`flwr.supercore.inflatable.inflatable_utils`, private). The number of
+    tries is raised along, so that an upload over a slow line is still waited for.
+    """
+    from flwr.supercore.inflatable import inflatable_utils
+
+    for pull in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
+        defaults = pull.__kwdefaults__
+        if defaults is None or not {"initial_backoff", "backoff_cap", "max_tries_per_object"} <= set(defaults):
+            raise RuntimeError("this flwr pulls objects in another way than the one that was verified")
+        defaults.update(initial_backoff=0.05, backoff_cap=0.2, max_tries_per_object=20_000)

@@ -1,0 +1,136 @@
+"""``aiseeme models``, ``verify`` and ``export``: what came of the runs, who vouches for it, and its way out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aiseeme_models.printable import LONGEST_LINE, printable
+from federation_configs.command_line import console, shown
+
+if TYPE_CHECKING:
+    from server.lineage import Lineage
+
+Home = Annotated[
+    Path | None,
+    typer.Option("--runs", help="Folder of all runs (default: $AISEEME_RUNS, else ./runs).", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead.")]
+Key = Annotated[
+    str | None, typer.Option("--key", help="The coordinator's public key, 64 hexadecimal digits: nothing else counts.")
+]
+SigningKey = Annotated[
+    Path | None, typer.Option("--signing-key", help="The coordinator's signing key file.", show_default=False)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``aiseeme``."""
+    app.command()(models)
+    app.command()(verify)
+    app.command()(export)
+
+
+def models(runs: Home = None, key: Key = None, signing_key: SigningKey = None, as_json: Json = False) -> None:
+    """List the final models of finished runs, newest first."""
+    from rich.table import Table
+
+    from server.coordinator_key import pinned_key
+    from server.models_list import list_models
+    from server.run_folder import runs_home
+
+    home = runs_home(runs)
+    pinned = pinned_key(key, signing_key)
+    listed = list_models(home, pinned.key if pinned else None)
+    if as_json:
+        typer.echo(json.dumps([model.model_dump(mode="json") for model in listed], indent=2))
+        return
+    if not listed:
+        _line(f"no finished run in {home} yet; `aiseeme simulate` makes one")
+        return
+    table = Table()
+    for title in ("run", "name", "backbone", "norm", "rounds", "sites", "signed", "linear", "k-NN", "folder"):
+        table.add_column(title, overflow="fold")
+    for model in listed:
+        signed = f"{model.signed} ({model.key[:16]}…)" if model.key else model.signed
+        figures = ("-" if figure is None else f"{figure:.3f}" for figure in (model.linear, model.knn))
+        row = (model.run, model.name, model.backbone, model.norm, str(model.rounds), model.sites, signed, *figures)
+        table.add_row(*(shown(text) for text in (*row, model.folder)))
+    console().print(table)
+    for model in listed:
+        if model.problem:
+            _line(f"{model.run}: {model.problem}")
+
+
+def verify(
+    subject: Annotated[
+        str,
+        typer.Argument(metavar="RUN|FOLDER|FILE", help="A run's id, a run's or model's folder, an exported file."),
+    ],
+    key: Key = None,
+    signing_key: SigningKey = None,
+    runs: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Walk the chain from a model back to round 0: every hash, every signature, the configuration."""
+    from server.coordinator_key import pinned_key
+    from server.lineage import verify as walk
+    from server.run_folder import runs_home
+
+    pinned = pinned_key(key, signing_key)
+    found = walk(subject, runs_home(runs), pinned.key if pinned else None, demanded=pinned is not None and pinned.named)
+    if as_json:
+        typer.echo(json.dumps(asdict(found) | {"whole": found.whole}, indent=2))
+    else:
+        _show(found)
+    if not found.whole:
+        raise typer.Exit(1)
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="A run's id, or its beginning if that is unique.")],
+    format_name: Annotated[
+        str,
+        typer.Option("--format", help="safetensors | torchscript | torch-export | onnx | monai (a bundle)."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="File or folder to write (default: exports/ in the run).", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what an earlier export left there.")] = False,
+    signing_key: SigningKey = None,
+    runs: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Write a finished run's backbone for other software, checked against the original."""
+    from server.coordinator_key import own_key
+    from server.export import export_run
+    from server.exporting.manifest import manifest_of
+    from server.run_folder import runs_home
+
+    key = own_key(signing_key)
+    target, manifest = export_run(run, format_name, home=runs_home(runs), out=out, key=key, force=force)
+    beside = manifest_of(target)
+    if as_json:
+        where = {"path": str(target), "manifest": str(beside), "signed": key is not None}
+        typer.echo(json.dumps(where | manifest.model_dump(mode="json"), indent=2))
+        return
+    _line(f"wrote {target}")
+    _line(f"      {beside}{'' if key is not None else ' (not signed: no signing key was named)'}")
+    preparation = manifest.facts.preprocessing
+    _line(f"images: {preparation.fit} to {preparation.size} px, mean {preparation.mean}, std {preparation.std}")
+
+
+def _show(found: Lineage) -> None:
+    for sign, lines in (("ok  ", found.verified), ("note", found.notes), ("BAD ", found.problems)):
+        for line in lines:
+            _line(f"{sign} {line}")
+    how = "signed" if found.signed else "not signed"
+    _line(f"{found.subject}: {f'{len(found.problems)} problems' if found.problems else f'whole, {how}'}")
+
+
+def _line(text: str) -> None:
+    typer.echo(printable(text, LONGEST_LINE))

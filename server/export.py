@@ -1,0 +1,142 @@
+"""``aiseeme export``: a finished run's backbone written for other software, with a manifest that names its model."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiseeme_models import __version__
+from aiseeme_models.atomic_files import flush_folder, write_atomically
+from aiseeme_models.errors import InputError
+from federation_configs.loading import config_sha256, load_config
+from server.exporting import Exportable, export_formats
+from server.exporting.facts import ExportFacts, Preprocessing
+from server.exporting.manifest import ExportManifest, manifest_of, read_export_manifest
+from server.final_files import MODEL
+from server.global_model import load_backbone
+from server.model_manifest import MANIFEST_FILE, read_model_manifest
+from server.run_folder import CONFIG, existing_registry
+from server.signed_files import EXPORT, distrust, signature_file, write_signed
+from server.signed_files import MODEL as MODEL_PURPOSE
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+EXPORTS, FILE_NAME, FOLDER_NAME = "exports", "backbone", "monai-bundle"
+
+
+def export_run(
+    run: str,
+    format_name: str,
+    *,
+    home: Path,
+    out: Path | None = None,
+    key: Ed25519PrivateKey | None = None,
+    force: bool = False,
+) -> tuple[Path, ExportManifest]:
+    """Write a run's backbone in one format. Gives where it is, and its manifest.
+
+    Args:
+        run: a run's id, or its beginning.
+        format_name: see `export_formats`.
+        home: the folder of all runs.
+        out: file or folder to write (default: ``exports/`` in the run's folder).
+        key: signs the manifest; then the model must be signed by it too.
+        force: replace what an earlier export left there.
+
+    Raises:
+        InputError: no such run or format, no whole model, a model that the key did not sign, or something is there.
+        RunFailed: what was made does not compute what the backbone computes; nothing was written.
+        OSError: it cannot be written.
+    """
+    made = export_formats[format_name]
+    row = existing_registry(home).get(run)
+    folder = home / row.id
+    target = out or folder / EXPORTS / ((FILE_NAME + made.suffix) if made.suffix else FOLDER_NAME)
+    _make_way(target, is_folder=not made.suffix, force=force)
+    config = load_config(folder / CONFIG)
+    model, raw = read_model_manifest(folder / MODEL)
+    if model.run != row.id:
+        raise InputError(f"{folder / MODEL / MANIFEST_FILE}: it is the model of run {model.run}")
+    if model.config_sha256 != config_sha256(config):
+        raise InputError(f"{folder / CONFIG}: it is not the configuration that the model was trained with")
+    if key is not None:
+        doubt = distrust(folder / MODEL / MANIFEST_FILE, raw, MODEL_PURPOSE, key.public_key())
+        if doubt is not None:
+            raise InputError(f"{folder / MODEL}: {doubt}; what this key did not sign, it does not sign exports of")
+    backbone = load_backbone(folder / MODEL, config).eval().requires_grad_(False)
+    facts = ExportFacts(
+        run=row.id,
+        name=config.name,
+        backbone=config.model.backbone,
+        norm=config.model.norm,
+        feature_dim=backbone.feature_dim,
+        model_sha256=model.sha256,
+        config_sha256=model.config_sha256,
+        version=__version__,
+        preprocessing=Preprocessing.of(config.images),
+    )
+    rendered = made.render(Exportable(backbone, facts, _card(folder)))
+    files = {target.name: rendered} if isinstance(rendered, bytes) else rendered
+    manifest = ExportManifest(
+        export_format=format_name,
+        files={path: hashlib.sha256(content).hexdigest() for path, content in sorted(files.items())},
+        folder=None if made.suffix else target.name,
+        parent_sha256=hashlib.sha256(raw).hexdigest(),
+        facts=facts,
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(rendered, bytes):
+        write_atomically(target, rendered)
+    else:
+        _write_folder(target, rendered)
+    write_signed(manifest_of(target), manifest.to_bytes(), EXPORT, key)
+    return target, manifest
+
+
+def _make_way(target: Path, *, is_folder: bool, force: bool) -> None:
+    """Refuse to write over anything but what an earlier export left, and over that only when told to."""
+    there = [path for path in (target, manifest_of(target)) if path.exists() or path.is_symlink()]
+    if not there:
+        return
+    if target.is_dir() != is_folder and target.exists():
+        kind = "a folder" if is_folder else "a file"
+        raise InputError(f"--out {target}: this format writes {kind}, and there is something else of that name")
+    if not force:
+        raise InputError(f"{there[0]}: it is there already; --force replaces it, --out names another place")
+    if is_folder and target.exists():
+        mine, _ = read_export_manifest(manifest_of(target))
+        found = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
+        if mine.folder != target.name or not found <= set(mine.files):
+            raise InputError(f"{target}: it holds files that no export wrote, so --force does not replace it")
+
+
+def _write_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """The whole folder or nothing: it is written beside its place and then put there."""
+    draft, old = (target.with_name(f".{target.name}.{state}") for state in ("new", "old"))
+    for leftover in (draft, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        for path, content in files.items():
+            (draft / path).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(draft / path, content)
+        if target.exists():
+            # Its manifest goes first: a folder that is half replaced must not look like the export it was.
+            signature_file(manifest_of(target)).unlink(missing_ok=True)
+            manifest_of(target).unlink(missing_ok=True)
+            target.rename(old)
+        draft.rename(target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    flush_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _card(folder: Path) -> str:
+    """The run's model card; empty where it was removed."""
+    card = folder / MODEL / "README.md"
+    return card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""

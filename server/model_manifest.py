@@ -1,0 +1,73 @@
+"""``model/model.json``: what a final model is and which checkpoint it came from, signed by the coordinator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, ValidationError
+
+from aiseeme_models.errors import InputError
+from aiseeme_models.options import Options
+from server.checkpoint_manifest import Sha256
+from server.signed_files import read_manifest
+
+WEIGHTS_FILE, MANIFEST_FILE = "backbone.safetensors", "model.json"
+
+RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
+"""A run's id is a folder's name: nothing that leads to another folder."""
+
+
+class ModelManifest(Options):
+    """What the model of a finished run is.
+
+    Attributes:
+        format: version of this layout; 1 named no checkpoint.
+        run: id of the run.
+        backbone: as configurations name it.
+        norm: its normalisation.
+        images: the ``[images]`` table: how files become the arrays that it was trained on.
+        config_sha256: of the resolved configuration.
+        sha256: of the bytes of ``backbone.safetensors``.
+        version: of AISEEME.
+        round: the last checkpoint's round.
+        parent_sha256: of the bytes of that checkpoint's manifest.
+        layout_sha256: of the order, names and shapes of what that checkpoint's vector holds.
+        sites: training images of each site of the federation.
+    """
+
+    format: Literal[1, 2] = 2
+    run: RunId
+    backbone: str
+    norm: str
+    images: dict[str, JsonValue]
+    config_sha256: Sha256
+    sha256: Sha256
+    version: str
+    round: int | None = Field(default=None, ge=0)
+    parent_sha256: Sha256 | None = None
+    layout_sha256: Sha256 | None = None
+    sites: dict[str, int] = Field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """As it is written and signed."""
+        return json.dumps(self.model_dump(mode="json"), indent=2).encode()
+
+
+def read_model_manifest(folder: Path) -> tuple[ModelManifest, bytes]:
+    """The manifest of a model's folder, and its bytes.
+
+    Raises:
+        InputError: it is missing or not what a run writes.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise InputError(f"{folder}: no model here; a finished run has {WEIGHTS_FILE} and {MANIFEST_FILE}")
+    raw = read_manifest(path)
+    try:
+        return ModelManifest.model_validate_json(raw), raw
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, fault["loc"])) or "the file"
+        raise InputError(f"{path}: not a model's manifest: {where}: {fault['msg']}") from None

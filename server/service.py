@@ -1,0 +1,196 @@
+"""``aiseeme serve``: SuperLink, gateway and the launched runs, kept alive until somebody stops them."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import httpx
+
+from federation_configs.flower import quiet_environment
+from federation_configs.supervision import Kept, StopAsked, end_all, say
+from server.federation_home import FederationHome
+from server.flower_adapter import Link
+from server.gateway import check_gateway, gateway_command, write_gateway
+from server.registry import UNFINISHED, RunRegistry
+from server.run_folder import FEDERATION_PLAN, is_held, registry_url
+from server.service_files import ServiceFiles
+from server.site_registry import SiteRegistry
+
+if TYPE_CHECKING:
+    from server.registry import RunRow
+    from server.site_registry import SiteRow
+
+_TURN_S = 0.5
+_HEALTH_EVERY_S = 5.0
+_DEAF_AFTER = 6  # looks in a row without an answer
+_MOST_CRASHES = 5
+
+
+class _Health:
+    """Whether the SuperLink answers, looked at seldom, and believed dead only after several looks."""
+
+    def __init__(self, link: Link) -> None:
+        self._link, self._looked, self._misses = link, 0.0, 0
+
+    def is_deaf(self) -> bool:
+        now = time.monotonic()
+        if now - self._looked >= _HEALTH_EVERY_S:
+            self._looked = now
+            self._misses = 0 if self._link.is_up() else self._misses + 1
+        return self._misses >= _DEAF_AFTER
+
+
+class _Doors:
+    """Keeps SuperLink and gateway to the list of active sites."""
+
+    def __init__(self, home: FederationHome, link: Link, link_port: int, gateway: Kept) -> None:
+        self._home, self._link, self._port, self._gateway = home, link, link_port, gateway
+        self._sites = SiteRegistry(home.sites_url)
+        self._known: list[tuple[str, str, str]] | None = None
+        self._synced = False
+
+    def tend(self) -> None:
+        """Let in who is new, and shut out who is revoked: at the gateway at once, at the SuperLink once it answers."""
+        active = self._sites.active()
+        now = [(row.name, row.public_key_pem, row.serial) for row in active]
+        if now != self._known:
+            write_gateway(self._home, active, link_port=self._port)
+            if self._known is not None:
+                if self._gateway.process is not None and self._gateway.runs:
+                    self._gateway.process.send_signal(signal.SIGHUP)
+                say(f"sites that may connect: {', '.join(row.name for row in active) or 'none'}")
+            self._known, self._synced = now, False
+        if not self._synced:
+            self._synced = self._at_the_superlink(active)
+
+    def forget(self) -> None:
+        """The SuperLink was started anew: look again whether it knows the sites."""
+        self._synced = False
+
+    def _at_the_superlink(self, active: Sequence[SiteRow]) -> bool:
+        try:
+            there = self._link.nodes()
+            wanted = {row.public_key_pem.encode(): row.name for row in active}
+            for key, node in there.items():
+                if key not in wanted:
+                    self._link.unregister(node)
+            for key, name in wanted.items():
+                if key not in there:
+                    self._link.register(key, name)
+        except httpx.HTTPError:
+            return False  # not up yet: asked again at the next turn
+        return True
+
+
+class _Runs:
+    """Plays launched runs, one at a time, in the order of their launch."""
+
+    def __init__(self, home: FederationHome, files: ServiceFiles) -> None:
+        self._home, self._files = home, files
+        self._registry = RunRegistry(registry_url(home.runs))
+        self._playing: tuple[str, Kept] | None = None
+        self._crashes, self._rounds_then = 0, -1
+
+    @property
+    def playing(self) -> list[Kept]:
+        """The process that plays a run, where there is one."""
+        return [] if self._playing is None else [self._playing[1]]
+
+    def tend(self) -> None:
+        """Start what waits, and start again what was killed; a run that keeps crashing has failed."""
+        if self._playing is not None:
+            run, kept = self._playing
+            if kept.runs:
+                return
+            self._playing = None
+            row = self._registry.get(run)
+            if row.status in UNFINISHED:
+                self._crashed(row)
+            else:
+                say(f"run {run}: {row.status}{': ' + row.reason if row.reason else ''}")
+                self._crashes = 0
+        if (waiting := self._next()) is not None:
+            self._play(waiting)
+
+    def _next(self) -> RunRow | None:
+        """The run to be played now: one that was interrupted before one that waits, the older one first."""
+        waiting = sorted(self._registry.unfinished(), key=lambda row: (row.status != "running", row.created))
+        launched = (row for row in waiting if (self._home.runs / row.id / FEDERATION_PLAN).exists())
+        return next((row for row in launched if not is_held(self._home.runs / row.id)), None)
+
+    def _play(self, row: RunRow) -> None:
+        say(f"run {row.id} ({row.name}): {'goes on' if row.status == 'running' else 'begins'}")
+        kept = Kept(
+            f"run {row.id}",
+            lambda: [sys.executable, "-m", "server.coordinator", str(self._home.folder.resolve()), row.id],
+            quiet_environment(self._files.flower_home),
+            self._home.runs / row.id / "coordinator.log",
+        )
+        kept.start()
+        self._playing = row.id, kept
+
+    def _crashed(self, row: RunRow) -> None:
+        self._crashes = self._crashes + 1 if row.rounds_done == self._rounds_then else 1
+        self._rounds_then = row.rounds_done
+        if self._crashes >= _MOST_CRASHES:
+            reason = f"its process ended {self._crashes} times in round {row.rounds_done + 1}: see coordinator.log"
+            self._registry.update(row.id, {"status": "failed", "reason": reason, "pid": None})
+            self._crashes = 0
+        say(f"run {row.id}: its process ended unexpectedly ({self._crashes} of {_MOST_CRASHES})")
+
+
+def serve(home: FederationHome) -> None:
+    """Serve the federation until SIGTERM or SIGINT.
+
+    Raises:
+        InputError: no such home, nginx is missing or refuses its configuration, or another process serves already.
+    """
+    config, files = home.config, ServiceFiles(home.folder)
+    stop = StopAsked()
+    with files.held():
+        home.runs.mkdir(exist_ok=True, mode=0o700)
+        port = files.choose_link_port()
+        link = Link.of(files.link_address, home.link_authority, home.superexec_secret)
+        environment = quiet_environment(files.flower_home)
+        superlink = Kept(
+            "the SuperLink",
+            lambda: _superlink_command(home, port),
+            environment,
+            home.logs / "superlink.log",
+            is_deaf=_Health(link).is_deaf,
+        )
+        gateway = Kept("the gateway", lambda: gateway_command(home), environment, home.logs / "gateway.log")
+        doors, runs = _Doors(home, link, port, gateway), _Runs(home, files)
+        doors.tend()
+        check_gateway(home)
+        say(f"{config.name}: hospitals connect to {config.hostname}:{config.port}; logs are in {home.logs}")
+        starts = 0
+        try:
+            while not stop.asked:
+                superlink.tend(say)
+                gateway.tend(say)
+                if superlink.starts != starts:
+                    starts = superlink.starts
+                    doors.forget()
+                doors.tend()
+                runs.tend()
+                stop.wait(_TURN_S)
+        finally:
+            say("stopping; runs go on when it is started again")
+            end_all([superlink, gateway, *runs.playing])
+
+
+def _superlink_command(home: FederationHome, port: int) -> list[str]:
+    return [
+        *(sys.executable, "-c", "from flwr.superlink.cli import flower_superlink; flower_superlink()"),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(home.superexec_secret)),
+        *("--database", str(home.database), "--enable-supernode-auth"),
+        *("--ssl-ca-certfile", str(home.link_authority)),
+        *("--ssl-certfile", str(home.link_certificate), "--ssl-keyfile", str(home.link_key)),
+        "--disable-runtime-dependency-installation",
+    ]

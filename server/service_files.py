@@ -1,0 +1,88 @@
+"""The folder through which the coordinator's running parts know of each other, ``run/`` in the federation's home."""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aiseeme_models.atomic_files import write_atomically
+from aiseeme_models.errors import InputError, RunFailed
+
+_ADDRESS = re.compile(r"127\.0\.0\.1:\d{1,5}")
+
+
+class ServiceFiles:
+    """The files of a running coordinator.
+
+    Args:
+        home: the federation's home.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.folder = home / "run"
+        self.flower_home = self.folder / "flower"
+        self._address = self.folder / "superlink"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the one process that serves this federation.
+
+        Raises:
+            InputError: another process does.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.flower_home.mkdir(exist_ok=True, mode=0o700)
+        with (self.folder / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.folder.parent}: `aiseeme serve` is running already") from None
+            yield
+
+    def is_held(self) -> bool:
+        """Whether `aiseeme serve` is running."""
+        try:
+            with (self.folder / "lock").open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def choose_link_port(self) -> int:
+        """The SuperLink's port on loopback: the one of last time where it is free, as the gateway knows it."""
+        last = self._known()
+        wanted = int(last.rpartition(":")[2]) if last else 0
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", wanted))
+            except OSError:
+                probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        write_atomically(self._address, f"127.0.0.1:{port}".encode())
+        return port
+
+    @property
+    def link_address(self) -> str:
+        """``127.0.0.1:port`` of the SuperLink.
+
+        Raises:
+            RunFailed: `aiseeme serve` was never started.
+        """
+        known = self._known()
+        if known is None:
+            raise RunFailed(f"{self._address}: missing or damaged; `aiseeme serve` writes it")
+        return known
+
+    def _known(self) -> str | None:
+        try:
+            text = self._address.read_text()
+        except FileNotFoundError:
+            return None
+        return text if _ADDRESS.fullmatch(text) else None

@@ -1,0 +1,233 @@
+"""A Flower Grid over a SuperLink that may be restarted, and sites that may fall silent in the middle of an upload."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import httpx
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from aiseeme_models.errors import RunFailed
+from federation_configs.bundle_file import bundle_bytes
+from server.exchange import ConnectionLost, RunStopped
+from server.flower_adapter import RUN_GONE, Link, OpenRun, inflate, objects_of
+
+if TYPE_CHECKING:
+    from flwr.supercore.run import Run
+
+Answer = TypeVar("Answer")
+
+_RETRY_S = 0.5
+_CLAIM_S = 30.0
+_UPLOAD_S = 240.0  # the SuperLink gives a site's upload 180 s
+
+
+@dataclass
+class _Reply:
+    """A reply whose objects are being fetched."""
+
+    message_id: str
+    lacking: list[str]
+    contents: dict[str, bytes] = field(default_factory=dict)
+    since: float = field(default_factory=time.monotonic)
+
+
+class SuperLinkGrid(Grid):
+    """Drives a run of the constant bundle on a SuperLink.
+
+    While the SuperLink is away, calls wait for it up to ``outage_s`` seconds. When it has ended the Flower run in the
+    meantime (no heartbeat for a minute), a new one is begun and `ConnectionLost` tells that what was asked is lost.
+
+    Args:
+        link: the SuperLink.
+        outage_s: how long it may be away.
+        stopped: whether the run was asked to stop; then the Flower run is ended, and its sites stop computing.
+        on_begin: told the id of each Flower run that is begun.
+
+    Raises:
+        RunFailed: the SuperLink cannot be reached.
+        RunStopped: in every call, once ``stopped`` says so.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        outage_s: float = 600.0,
+        stopped: Callable[[], bool] = lambda: False,
+        on_begin: Callable[[int], object] = lambda run_id: None,
+    ) -> None:
+        self._link, self._outage_s, self._stopped, self._on_begin = link, outage_s, stopped, on_begin
+        self._arriving: dict[str, _Reply] = {}
+        self._run_id: int | None = None
+        self._open = self._begin()
+
+    @property
+    def flower_run(self) -> int:
+        """The id of the present Flower run."""
+        return self._open.run_id
+
+    def set_run(self, run: Run) -> None:
+        """The grid begins its own run."""
+
+    @property
+    def run(self) -> Run:
+        """The present Flower run."""
+        return self._open.grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message to one site."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The nodes that are online."""
+        return self._patiently(lambda: list(self._open.grid.get_node_ids()))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send messages, one at a time: a push that fails half-way is repeated for one site, not for all."""
+        return [self._patiently(lambda one=one: self._push(one)) for one in messages]  # type: ignore[misc]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies that are there whole; one that is still being uploaded is not waited for.
+
+        Raises:
+            ConnectionLost: the Flower run has ended: no reply will come any more.
+        """
+        self._look_for_stop()
+        found = []
+        for message_id in message_ids:
+            try:
+                if (message := self._pull(message_id)) is not None:
+                    found.append(message)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code in RUN_GONE:
+                    self._begin_anew()
+            except httpx.HTTPError:
+                continue  # asked again until the deadline; the heart notices when the run is gone
+        if self._open.refused:
+            self._begin_anew()
+        return found
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Not used: `server.exchange.ask` pulls one message at a time until a deadline."""
+        raise NotImplementedError("server.exchange.ask asks the sites")
+
+    def close(self, *, completed: bool, details: str = "") -> None:
+        """End the Flower run."""
+        self._open.finish(completed=completed, details=details)
+
+    def _push(self, message: Message) -> str:
+        (message_id,) = self._open.grid.push_messages([message])
+        return message_id or ""
+
+    def _pull(self, message_id: str) -> Message | None:
+        reply = self._arriving.get(message_id)
+        if reply is None:
+            if (pulled := self._open.pull(message_id)) is None:
+                return None
+            head, tree = pulled
+            reply = self._arriving[message_id] = _Reply(head.metadata.message_id, objects_of(tree))
+        if not self._fetch(reply):
+            if time.monotonic() - reply.since > _UPLOAD_S:
+                del self._arriving[message_id]
+                raise httpx.ReadTimeout("a reply's upload was not finished")
+            return None
+        del self._arriving[message_id]
+        self._open.confirm(reply.message_id)
+        message = inflate(reply.message_id, reply.contents)
+        return message if message.metadata.reply_to_message_id == message_id else None
+
+    def _fetch(self, reply: _Reply) -> bool:
+        """Fetch what has arrived of a reply; whether it is whole."""
+        from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
+
+        pull = self._open.object_puller()
+        for object_id in list(reply.lacking):
+            try:
+                reply.contents[object_id] = pull(object_id)
+            except (ObjectUnavailableError, ObjectPullError):
+                # A lost upload is found out by the time it takes; the round's deadline bounds that too.
+                return False
+            reply.lacking.remove(object_id)
+        return True
+
+    def _patiently(self, call: Callable[[], Answer]) -> Answer:
+        """Call the SuperLink; wait for it while it is away.
+
+        Raises:
+            ConnectionLost: it has ended the Flower run; another one has begun.
+            RunFailed: it stayed away.
+        """
+        since = time.monotonic()
+        while True:
+            self._look_for_stop()
+            try:
+                return call()
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code in RUN_GONE:
+                    self._begin_anew()
+                if error.response.status_code < 500:
+                    raise
+            except httpx.TransportError as error:
+                self._wait(since, error)
+            else:
+                continue
+            self._wait(since, None)
+
+    def _wait(self, since: float, error: Exception | None) -> None:
+        if time.monotonic() - since > self._outage_s:
+            raise RunFailed(
+                f"the SuperLink at {self._link.address} did not answer for {self._outage_s:.0f} s"
+            ) from error
+        self._look_for_stop()
+        time.sleep(_RETRY_S)
+
+    def _look_for_stop(self) -> None:
+        if self._stopped():
+            if self._run_id is not None:
+                with contextlib.suppress(httpx.HTTPError):  # a SuperLink that is away ends it by itself, a minute later
+                    self._link.stop_run(self._run_id)
+            raise RunStopped("stopped by the coordinator")
+
+    def _begin_anew(self) -> None:
+        self._look_for_stop()
+        self._open.close_heart()
+        self._open.grid.close()
+        self._arriving.clear()
+        self._open = self._begin()
+        raise ConnectionLost("the SuperLink had ended the run; it goes on in a new one")
+
+    def _begin(self) -> OpenRun:
+        """Start a Flower run, claim its ServerApp task, and open it."""
+        since = time.monotonic()
+        run_id: int | None = None
+        while True:
+            try:
+                if run_id is None:
+                    self._run_id = run_id = self._link.start_run(bundle_bytes())
+                    self._on_begin(run_id)
+                return self._link.open(self._claim(run_id))
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code < 500:
+                    raise RunFailed(f"the SuperLink refused the run: HTTP {error.response.status_code}") from error
+                self._wait(since, error)
+            except httpx.TransportError as error:
+                self._wait(since, error)
+
+    def _claim(self, run_id: int) -> str:
+        """The token of our own run's task; tasks of runs that others left behind are taken and let lapse."""
+        until = time.monotonic() + _CLAIM_S
+        while time.monotonic() < until:
+            claimed = self._link.acquire()
+            if claimed is not None and claimed[0] == run_id:
+                return claimed[1]
+            if claimed is None:
+                time.sleep(0.1)
+        raise RunFailed(f"the SuperLink did not hand out the task of run {run_id}")

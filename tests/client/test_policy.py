@@ -1,0 +1,253 @@
+"""The hospital decides: what site.toml does not allow is refused, each with its own code."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from aiseeme_models.errors import InputError
+from client.policy import check_hours, check_images, check_stamp, decide
+from client.refusals import Refusal
+from client.schedule import ScheduleOptions
+from client.site import Site
+from client.site_config import PolicyOptions, load_site_config
+from client.site_home import SiteHome
+from client.survey import Survey
+from federation_configs.wire import DescribeRequest, EvaluateRequest, Request, SiteError, Stamp, TrainRequest
+from tests.conftest import tiny_config, write_pictures
+
+NOW = 1_800_000_000.0
+PLACE = {"round": 1, "stage": 1, "round_in_stage": 0, "layout_sha256": "0" * 64}
+
+
+def describing() -> DescribeRequest:
+    return DescribeRequest(run="r", config=tiny_config())
+
+
+def training(**place: int) -> TrainRequest:
+    return TrainRequest(run="r", config=tiny_config(), **{**PLACE, **place})
+
+
+def evaluating() -> EvaluateRequest:
+    return EvaluateRequest(run="r", config=tiny_config(), **PLACE)
+
+
+def code(policy: PolicyOptions, request: Request, epochs_today: float = 0.0) -> SiteError | None:
+    try:
+        decide(policy, request, epochs_today=epochs_today)
+    except Refusal as refusal:
+        return refusal.code
+    return None
+
+
+# What tiny_config asks: rotation, then simclr, two rounds each; 48 px, batches of 4, the backbone "tiny", dermoscopy.
+RULES = [
+    ({"tasks": ("rotation", "simclr")}, {"tasks": ("rotation",)}, SiteError.TASK_NOT_ALLOWED),
+    ({"backbones": ("tiny", "resnet18")}, {"backbones": ("resnet18",)}, SiteError.BACKBONE_NOT_ALLOWED),
+    ({"presets": ("dermoscopy",)}, {"presets": ("chest-xray", "ct-lung")}, SiteError.PRESET_NOT_ALLOWED),
+    ({"max_image_size": 48}, {"max_image_size": 47}, SiteError.TOO_LARGE),
+    ({"max_batch_size": 4}, {"max_batch_size": 3}, SiteError.TOO_LARGE),
+    ({"max_rounds": 4}, {"max_rounds": 3}, SiteError.TOO_MANY_ROUNDS),
+    ({"require_dp": False}, {"require_dp": True}, SiteError.PRIVACY_REQUIRED),
+]
+
+
+@pytest.mark.parametrize(("within", "beyond", "refused"), RULES)
+@pytest.mark.parametrize("request_", [describing(), training(), evaluating()], ids=["describe", "train", "evaluate"])
+def test_every_request_outside_the_policy_is_refused(within, beyond, refused, request_) -> None:
+    assert code(PolicyOptions(**within), request_) is None
+    assert code(PolicyOptions(**beyond), request_) == refused
+
+
+def test_the_default_policy_allows_what_the_version_can_do() -> None:
+    for request in (describing(), training(), evaluating()):
+        assert code(PolicyOptions(), request, epochs_today=1e6) is None
+
+
+def test_epochs_of_a_day_are_counted_with_the_round_that_is_asked() -> None:
+    policy = PolicyOptions(max_epochs_per_day=3)
+    assert code(policy, training(), epochs_today=2) is None
+    assert code(policy, training(), epochs_today=2.5) == SiteError.TOO_MANY_EPOCHS
+    assert code(policy, evaluating(), epochs_today=9) is None
+    assert code(policy, describing(), epochs_today=9) is None
+
+
+def test_a_stage_that_is_not_there_is_refused() -> None:
+    assert code(PolicyOptions(), training(stage=2)) == SiteError.BAD_REQUEST
+
+
+def test_too_few_images() -> None:
+    check_images(PolicyOptions(), 5)
+    for policy, images, refused in (
+        (PolicyOptions(), 4, SiteError.TOO_FEW_IMAGES),
+        (PolicyOptions(min_images=100), 99, SiteError.TOO_FEW_IMAGES),
+        (PolicyOptions(), 0, SiteError.NO_IMAGES),
+    ):
+        with pytest.raises(Refusal) as refusal:
+            check_images(policy, images)
+        assert refusal.value.code == refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({}, None),
+        ({"federation": "other"}, SiteError.OTHER_FEDERATION),
+        ({"site": "beta"}, SiteError.OTHER_SITE),
+        ({"site": None}, SiteError.OTHER_SITE),
+        ({"issued": NOW + 119, "expires": NOW + 300}, None),
+        ({"issued": NOW + 121, "expires": NOW + 300}, SiteError.CLOCK_SKEW),
+        ({"issued": NOW - 600, "expires": NOW}, SiteError.EXPIRED),
+        ({"issued": NOW - 3000, "expires": NOW + 1}, None),
+        ({"issued": NOW, "expires": NOW + 8 * 86_400}, SiteError.BAD_REQUEST),
+    ],
+)
+def test_a_request_is_for_one_federation_one_site_and_a_while(changes, refused) -> None:
+    fields = {"federation": "skin", "site": "alpha", "issued": NOW - 1, "expires": NOW + 60, "nonce": "0" * 32}
+    stamp = Stamp(**(fields | changes))
+    try:
+        check_stamp(stamp, federation="skin", site="alpha", for_one_site=True, now=NOW)
+        assert refused is None
+    except Refusal as refusal:
+        assert refusal.code == refused
+    if changes == {"site": None}:
+        check_stamp(stamp, federation="skin", site="alpha", for_one_site=False, now=NOW)
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(f"2026-11-{text}")  # the 23rd is a Monday
+
+
+@pytest.mark.parametrize(
+    ("options", "now", "opens"),
+    [
+        ({}, "25T12:00", "25T12:00"),
+        ({"hours": "20:00-07:00"}, "25T19:59", "25T20:00"),
+        ({"hours": "20:00-07:00"}, "25T20:00", "25T20:00"),
+        ({"hours": "20:00-07:00"}, "25T06:59:59", "25T06:59:59"),
+        ({"hours": "20:00-07:00"}, "25T07:00", "25T20:00"),
+        ({"hours": "09:00-17:30"}, "25T17:29", "25T17:29"),
+        ({"hours": "09:00-17:30"}, "25T17:30", "26T09:00"),
+        ({"hours": "09:00-24:00"}, "25T23:59", "25T23:59"),
+        ({"hours": "09:00-24:00"}, "25T00:00", "25T09:00"),
+        ({"days": ("sat", "sun")}, "25T12:00", "28T00:00"),
+        ({"days": ("sat", "sun")}, "29T23:59", "29T23:59"),
+        ({"hours": "20:00-07:00", "days": ("fri",)}, "28T06:00", "28T06:00"),  # Friday's night lasts into Saturday
+        ({"hours": "20:00-07:00", "days": ("fri",)}, "27T06:00", "27T20:00"),
+    ],
+)
+def test_the_hours(options, now, opens) -> None:
+    schedule = ScheduleOptions(**options)
+    assert schedule.next_opening(at(now)) == at(opens)
+    assert schedule.is_open(at(now)) == (now == opens)
+    assert schedule.is_open(schedule.next_opening(at(now)))
+    if now != opens:
+        with pytest.raises(Refusal) as refusal:
+            check_hours(schedule, at(now))
+        assert refusal.value.code == SiteError.OUTSIDE_HOURS
+
+
+def test_the_next_opening_may_be_a_week_away() -> None:
+    schedule = ScheduleOptions(hours="20:00-07:00", days=("wed",))
+    assert schedule.next_opening(at("26T07:00")) == datetime(2026, 12, 2, 20)
+
+
+def test_settings_are_read(tmp_path: Path) -> None:
+    assert load_site_config(tmp_path / "none.toml").policy == PolicyOptions()
+    path = tmp_path / "site.toml"
+    path.write_text(
+        f"""
+        [policy]
+        coordinators = ["{"a" * 64}"]
+        bundles = ["{"b" * 64}"]
+        tasks = ["rotation", "moco"]
+        backbones = ["resnet18"]
+        presets = ["ct-lung"]
+        cohorts = ["research-2025"]
+        min_images = 50
+        max_image_size = 256
+        max_rounds = 100
+        max_epochs_per_day = 20
+        max_batch_size = 128
+        require_dp = true
+        [schedule]
+        hours = "20:00-07:00"
+        days = ["mon", "fri"]
+        [machine]
+        device = "cuda:1"
+        memory_gb = 16
+        threads = 4
+        [connection]
+        proxy = "http://proxy.hospital:3128"
+        quickest_poll_s = 0.5
+        slowest_poll_s = 5
+        """
+    )
+    config = load_site_config(path)
+    assert config.policy.allowed_cohorts == {"research-2025"}
+    assert config.policy.approved_bundles("c" * 64) == {"b" * 64}
+    assert PolicyOptions().approved_bundles("c" * 64) == {"c" * 64}
+    assert (config.machine.device, config.machine.memory_gb, config.machine.threads) == ("cuda:1", 16, 4)
+    assert (config.connection.proxy, config.connection.slowest_poll_s) == ("http://proxy.hospital:3128", 5)
+    assert config.schedule.is_open(at("23T21:00")) and not config.schedule.is_open(at("24T21:00"))
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (
+            '[policy]\ntasks = ["rotate"]\n',
+            ["policy.tasks", "'rotate'", "relative-location", "did you mean 'rotation'"],
+        ),
+        ('[policy]\nbackbones = ["vgg"]\n', ["policy.backbones", "'vgg'", "resnet50"]),
+        ('[policy]\npresets = ["skin"]\n', ["policy.presets", "'skin'", "dermoscopy"]),
+        ('[policy]\ncohorts = ["My Cohort"]\n', ["policy.cohorts"]),
+        ('[policy]\ncoordinators = ["abc"]\n', ["policy.coordinators"]),
+        ("[policy]\ncoordinators = []\n", ["policy.coordinators"]),
+        ("[policy]\nmin_images = 4\n", ["policy.min_images", "greater than or equal to 5"]),
+        ("[policy]\nmax_epochs_per_day = 0\n", ["policy.max_epochs_per_day"]),
+        ("[policy]\nmax_epoch_per_day = 3\n", ["policy.max_epoch_per_day", "unknown key", "max_epochs_per_day"]),
+        ('[schedule]\nhours = "8-17"\n', ["schedule.hours", "20:00-07:00"]),
+        ('[schedule]\nhours = "08:00-08:00"\n', ["schedule.hours", "00:00-24:00"]),
+        ('[schedule]\nhours = "25:00-08:00"\n', ["schedule.hours"]),
+        ('[schedule]\ndays = ["monday"]\n', ["schedule.days", "'monday'", "mon, tue"]),
+        ('[machine]\ndevice = "gpu"\n', ["machine.device"]),
+        ("[machine]\nthreads = 0\n", ["machine.threads"]),
+        ('[connection]\nproxy = "proxy:3128"\n', ["connection.proxy", "http://proxy.hospital:3128"]),
+        ('[connection]\nproxy = "http://proxy:port"\n', ["connection.proxy"]),
+        ("[connection]\nquickest_poll_s = 9\n", ["connection", "longer than slowest_poll_s"]),
+    ],
+)
+def test_mistakes_in_settings_are_named(tmp_path: Path, text: str, parts: list[str]) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_site_config(path)
+    for part in [str(path), *parts]:
+        assert part in str(caught.value)
+
+
+def test_only_images_of_allowed_cohorts_are_offered(tmp_path: Path) -> None:
+    from client.scanning import scan
+
+    home, options = SiteHome(tmp_path / "home"), tiny_config().images
+    for seed, cohort in enumerate(("research", "clinic")):
+        folder = write_pictures(tmp_path / cohort, 12 + seed, seed=seed, labels=False)
+        scan(folder, home, options.pipeline, cohort=cohort)
+    plain = Site("alpha", tmp_path, [], home.store, tmp_path / "state")
+    offered = {}
+    for names in (None, ("research",), ("clinic", "research"), ("other",)):
+        policy = PolicyOptions(cohorts=names)
+        site = Survey(home, plain, policy.allowed_cohorts)(options, True)
+        offered[names] = len(site.rows)
+        if names == ("research",):
+            assert all(Path(row.file).is_relative_to((tmp_path / "research").resolve()) for row in site.rows)
+    assert offered == {None: 25, ("research",): 12, ("clinic", "research"): 25, ("other",): 0}
+
+
+def test_every_code_has_one_fixed_sentence_that_holds_no_detail() -> None:
+    sentences = [code.sentence for code in SiteError]
+    assert len(set(sentences)) == len(sentences)
+    assert all("{" not in sentence and len(sentence) < 100 for sentence in sentences)
