@@ -6,6 +6,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from client.ledger import Ledger, LedgerBroken
 from client.membership import load_membership
 from client.node_files import NodeFiles
 from client.policy import CLOCK_TOLERANCE_S
+from client.schedule import DAYS
 from federation_configs.bundle_file import BUNDLE_SHA256
 from federation_configs.machine_checks import Check, disk, library, memory, torch_works, writable
 
@@ -75,9 +77,13 @@ def _images(home: SiteHome) -> Iterator[Check]:
 def _policy(home: SiteHome) -> Check:
     config = home.config
     bundle = BUNDLE_SHA256 in config.policy.approved_bundles(BUNDLE_SHA256)
-    hours = config.schedule.hours or "at any time"
+    hours = config.schedule.hours or "all day"
+    hours += "" if config.schedule.days == DAYS else f" on {', '.join(config.schedule.days)}"
     if not bundle:
         return Check(what="policy", ok=False, says=f"[policy] bundles lacks this version's own: {BUNDLE_SHA256}")
+    now = datetime.now()
+    if (opening := config.schedule.next_opening(now)) > now:
+        hours += f", next from {opening:%A %H:%M}"
     return Check(what="policy", ok=True, says=f"works {hours}; bundle {BUNDLE_SHA256[:12]} is approved")
 
 

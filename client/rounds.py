@@ -55,7 +55,8 @@ def describe(site: Site, request: DescribeRequest) -> DescribeReply:
         version=__version__,
         rejected=rejected,
         test=small_count(len(site.rows_of("test", config.holdout))),
-        **counts,
+        train=counts["train"],
+        validation=counts["validation"],
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from aiseeme_models.errors import InputError
 from aiseeme_models.options import Options
-from federation_configs.schema import NAME
+from federation_configs.names import NAME
 from federation_configs.signatures import PUBLIC_KEY
 from federation_configs.site_keys import load_certificate, load_private, p384, public_pem, serial_text
 

@@ -14,8 +14,8 @@ from aiseeme_models.images.splits import TEST_FRACTION, VALIDATION_FRACTION
 from aiseeme_models.options import Options, parse_options
 from aiseeme_models.pretext import pretext_tasks
 from federation_configs.aggregation import aggregation_options
+from federation_configs.names import NAME as NAME
 
-NAME = r"^[a-z0-9][a-z0-9-]{0,47}$"
 SiteName = Annotated[str, StringConstraints(pattern=NAME)]
 # Not strict: behind a validator that runs before, a list from JSON or TOML is a Python list.
 SiteNames = Annotated[tuple[SiteName, ...], Field(strict=False)]

@@ -177,10 +177,10 @@ class CheckpointStore:
             InputError: there is none or it is damaged.
         """
         try:
-            raw = self.manifest_file(round).read_bytes()
+            raw = self._raw(round)
             return self._parse(round, raw), raw
-        except (OSError, CheckpointDamaged) as error:
-            raise InputError(f"the manifest of round {round} in {self.folder}: {error}") from None
+        except CheckpointDamaged as damage:
+            raise InputError(f"the manifest of round {round} in {self.folder}: {damage}") from None
 
     def manifest_file(self, round: int) -> Path:
         """Where the manifest of a round is."""
@@ -196,8 +196,9 @@ class CheckpointStore:
         for position, round in enumerate(rounds):
             if position and round != rounds[position - 1] + 1:
                 problems.append(f"the manifests between round {rounds[position - 1]} and round {round} are missing")
-            raw = self.manifest_file(round).read_bytes()
+            raw = b""
             try:
+                raw = self._raw(round)
                 manifest = self._parse(round, raw)
                 if manifest.parent_sha256 != parent:
                     problems.append(f"round {round} does not follow the manifest before it: one of the two was changed")
@@ -209,11 +210,12 @@ class CheckpointStore:
             except CheckpointDamaged as damage:
                 problems.append(str(damage))
             parent = hashlib.sha256(raw).hexdigest()
-        manifests = set(rounds)
-        for pattern, what in ((WEIGHTS_NAME, "weights"), (SIGNATURE_NAME, "a signature")):
-            orphans = [round for round in _numbered(self.folder, pattern) if round not in manifests]
-            problems += [f"round {round} has {what} but no manifest" for round in sorted(orphans)]
         return problems
+
+    def leftovers(self) -> list[int]:
+        """The rounds with weights or a signature but no manifest: what a kill in the middle of a save leaves."""
+        found = {*_numbered(self.folder, WEIGHTS_NAME), *_numbered(self.folder, SIGNATURE_NAME)}
+        return sorted(found - set(self.rounds()))
 
     def _weights(self, round: int) -> Path:
         return self.folder / f"round-{round:04d}.safetensors"
@@ -228,6 +230,12 @@ class CheckpointStore:
     def _parent_of(self, round: int) -> str | None:
         earlier = [number for number in self.rounds() if number < round]
         return hashlib.sha256(self.manifest_file(earlier[-1]).read_bytes()).hexdigest() if earlier else None
+
+    def _raw(self, round: int) -> bytes:
+        try:
+            return self.manifest_file(round).read_bytes()
+        except OSError as error:
+            raise CheckpointDamaged(f"{self.manifest_file(round).name} cannot be read: {error.strerror}") from error
 
     def _parse(self, round: int, raw: bytes) -> CheckpointManifest:
         name = self.manifest_file(round).name
@@ -258,10 +266,7 @@ class CheckpointStore:
         return raw
 
     def _read(self, round: int) -> Checkpoint:
-        try:
-            raw = self.manifest_file(round).read_bytes()
-        except OSError as error:
-            raise CheckpointDamaged(f"{self.manifest_file(round).name} cannot be read: {error.strerror}") from error
+        raw = self._raw(round)
         if self._signing_key is not None:
             doubt = distrust(self.manifest_file(round), raw, CHECKPOINT, self._signing_key.public_key())
             if doubt is not None:
@@ -277,8 +282,8 @@ class CheckpointStore:
 
     def _stage_of(self, round: int) -> int | None:
         try:
-            return self._parse(round, self.manifest_file(round).read_bytes()).stage
-        except (CheckpointDamaged, OSError):
+            return self._parse(round, self._raw(round)).stage
+        except CheckpointDamaged:
             return None
 
     def _prune(self, newest: int) -> None:

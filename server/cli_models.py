@@ -23,8 +23,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON 
 Key = Annotated[
     str | None, typer.Option("--key", help="The coordinator's public key, 64 hexadecimal digits: nothing else counts.")
 ]
-SigningKey = Annotated[
-    Path | None, typer.Option("--signing-key", help="The coordinator's signing key file.", show_default=False)
+Federation = Annotated[
+    Path | None,
+    typer.Option(
+        "--federation",
+        help="A federation's home, whose key and runs are meant (default: $AISEEME_HOME, else ./federation).",
+        show_default=False,
+    ),
 ]
 
 
@@ -35,16 +40,15 @@ def register(app: typer.Typer) -> None:
     app.command()(export)
 
 
-def models(runs: Home = None, key: Key = None, signing_key: SigningKey = None, as_json: Json = False) -> None:
+def models(runs: Home = None, key: Key = None, federation: Federation = None, as_json: Json = False) -> None:
     """List the final models of finished runs, newest first."""
     from rich.table import Table
 
-    from server.coordinator_key import pinned_key
+    from server.coordinator_key import pinned_key, runs_of
     from server.models_list import list_models
-    from server.run_folder import runs_home
 
-    home = runs_home(runs)
-    pinned = pinned_key(key, signing_key)
+    home = runs_of(runs, federation)
+    pinned = pinned_key(key, federation, home)
     listed = list_models(home, pinned.key if pinned else None)
     if as_json:
         typer.echo(json.dumps([model.model_dump(mode="json") for model in listed], indent=2))
@@ -72,17 +76,17 @@ def verify(
         typer.Argument(metavar="RUN|FOLDER|FILE", help="A run's id, a run's or model's folder, an exported file."),
     ],
     key: Key = None,
-    signing_key: SigningKey = None,
+    federation: Federation = None,
     runs: Home = None,
     as_json: Json = False,
 ) -> None:
     """Walk the chain from a model back to round 0: every hash, every signature, the configuration."""
-    from server.coordinator_key import pinned_key
+    from server.coordinator_key import pinned_key, runs_of
     from server.lineage import verify as walk
-    from server.run_folder import runs_home
 
-    pinned = pinned_key(key, signing_key)
-    found = walk(subject, runs_home(runs), pinned.key if pinned else None, demanded=pinned is not None and pinned.named)
+    home = runs_of(runs, federation)
+    pinned = pinned_key(key, federation, home)
+    found = walk(subject, home, pinned.key if pinned else None, demanded=pinned is not None and pinned.named)
     if as_json:
         typer.echo(json.dumps(asdict(found) | {"whole": found.whole}, indent=2))
     else:
@@ -100,27 +104,26 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="File or folder to write (default: exports/ in the run).", show_default=False)
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what an earlier export left there.")] = False,
-    signing_key: SigningKey = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file, or an earlier export's folder.")] = False,
+    federation: Federation = None,
     runs: Home = None,
     as_json: Json = False,
 ) -> None:
     """Write a finished run's backbone for other software, checked against the original."""
-    from server.coordinator_key import own_key
+    from server.coordinator_key import own_key, runs_of
     from server.export import export_run
     from server.exporting.manifest import manifest_of
-    from server.run_folder import runs_home
 
-    key = own_key(signing_key)
-    target, manifest = export_run(run, format_name, home=runs_home(runs), out=out, key=key, force=force)
-    beside = manifest_of(target)
+    home = runs_of(runs, federation)
+    made = export_run(run, format_name, home=home, out=out, key=own_key(federation, home), force=force)
+    beside = manifest_of(made.path)
     if as_json:
-        where = {"path": str(target), "manifest": str(beside), "signed": key is not None}
-        typer.echo(json.dumps(where | manifest.model_dump(mode="json"), indent=2))
+        where = {"path": str(made.path), "manifest": str(beside), "signed": made.signed}
+        typer.echo(json.dumps(where | made.manifest.model_dump(mode="json"), indent=2))
         return
-    _line(f"wrote {target}")
-    _line(f"      {beside}{'' if key is not None else ' (not signed: no signing key was named)'}")
-    preparation = manifest.facts.preprocessing
+    _line(f"wrote {made.path}")
+    _line(f"      {beside} ({'signed' if made.signed else 'not signed'})")
+    preparation = made.manifest.facts.preprocessing
     _line(f"images: {preparation.fit} to {preparation.size} px, mean {preparation.mean}, std {preparation.std}")
 
 

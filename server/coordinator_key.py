@@ -1,4 +1,4 @@
-"""Which key signs, and which one is pinned: what the command line names, else the federation's that is here."""
+"""Which key signs and which one is pinned: the one that the command line names, else that of the federation here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiseeme_models.errors import InputError
-from federation_configs.signatures import load_signing_key, public_hex, public_key
+from federation_configs.signatures import load_signing_key, public_key
+from server.federation_home import FederationHome, federation_home
+from server.run_folder import runs_home
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -25,38 +27,64 @@ class PinnedKey:
     key: Ed25519PublicKey
     named: bool
 
-    @property
-    def hex(self) -> str:
-        """64 hexadecimal digits."""
-        return public_hex(self.key)
+
+@dataclass(frozen=True)
+class OwnKey:
+    """The key that a coordinator signs with.
+
+    Attributes:
+        key: the key.
+        named: whether a person named its federation for this very command: then what it did not sign is refused.
+    """
+
+    key: Ed25519PrivateKey
+    named: bool
 
 
-def pinned_key(given: str | None, signing_key: Path | None) -> PinnedKey | None:
-    """The key that signatures are held against.
+def runs_of(runs: Path | None, federation: Path | None) -> Path:
+    """The folder of runs that is meant: ``--runs``, else that of ``--federation``, else the usual one."""
+    if runs is None and federation is not None:
+        return FederationHome(federation).runs
+    return runs_home(runs)
+
+
+def pinned_key(given: str | None, federation: Path | None, runs: Path) -> PinnedKey | None:
+    """The key that signatures are held against; none where no federation is known here.
 
     Args:
         given: ``--key``, 64 hexadecimal digits.
-        signing_key: ``--signing-key``, the coordinator's key file.
+        federation: ``--federation``, a federation's home.
+        runs: the folder of runs, which may be a federation's.
 
     Raises:
-        InputError: it is no key, or two were named.
+        InputError: it is no key or no federation's home, or two were named.
     """
-    if given is not None and signing_key is not None:
-        raise InputError("--key and --signing-key both name a key: give one of them")
+    if given is not None and federation is not None:
+        raise InputError("--key and --federation both name a key: give one of them")
     if given is not None:
         try:
             return PinnedKey(public_key(given.strip().lower()), named=True)
         except InputError as error:
             raise InputError(f"--key {given}: {error}") from None
-    if signing_key is not None:
-        return PinnedKey(load_signing_key(signing_key).public_key(), named=True)
-    return None
+    own = own_key(federation, runs)
+    return None if own is None else PinnedKey(own.key.public_key(), own.named)
 
 
-def own_key(signing_key: Path | None) -> Ed25519PrivateKey | None:
-    """The key that this coordinator signs with; none for a researcher who has none.
+def own_key(federation: Path | None, runs: Path) -> OwnKey | None:
+    """The key that this coordinator signs with; none for a researcher who has no federation.
+
+    Args:
+        federation: ``--federation``, a federation's home.
+        runs: the folder of runs, which may be a federation's.
 
     Raises:
-        InputError: the file is missing or holds no key.
+        InputError: there is no federation at ``--federation``, or its key is missing or none.
     """
-    return None if signing_key is None else load_signing_key(signing_key)
+    if federation is not None:
+        home = FederationHome(federation)
+        _ = home.config  # says what is missing where this is no federation's home
+        return OwnKey(load_signing_key(home.signing_key), named=True)
+    for home in (FederationHome(runs.resolve().parent), federation_home(None)):
+        if home.settings_file.is_file():
+            return OwnKey(load_signing_key(home.signing_key), named=False)
+    return None

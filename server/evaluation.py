@@ -9,8 +9,8 @@ from aiseeme_models.errors import InputError
 from client.scanning import scan
 from client.site_home import SiteHome
 from federation_configs.loading import load_config
-from server.final_files import MODEL
 from server.global_model import load_backbone
+from server.model_manifest import MODEL_FOLDER
 from server.probing import probe_run
 from server.progress import Progress
 from server.run_folder import CONFIG, existing_registry
@@ -24,7 +24,7 @@ def evaluate_run(run: str, data: Path, *, home: Path, device: str, progress: Pro
     """
     row = existing_registry(home).get(run)
     config = load_config(home / row.id / CONFIG)
-    backbone = load_backbone(home / row.id / MODEL, config)
+    backbone = load_backbone(home / row.id / MODEL_FOLDER, config)
     site = SiteHome(home)
     with progress.reading(data) as on_file:
         scanned = scan(data, site, config.images.pipeline, on_file=on_file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,17 +16,32 @@ from federation_configs.loading import config_sha256, load_config
 from server.exporting import Exportable, export_formats
 from server.exporting.facts import ExportFacts, Preprocessing
 from server.exporting.manifest import ExportManifest, manifest_of, read_export_manifest
-from server.final_files import MODEL
 from server.global_model import load_backbone
-from server.model_manifest import MANIFEST_FILE, read_model_manifest
+from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, read_model_manifest
 from server.run_folder import CONFIG, existing_registry
-from server.signed_files import EXPORT, distrust, signature_file, write_signed
-from server.signed_files import MODEL as MODEL_PURPOSE
+from server.signed_files import EXPORT, MODEL, distrust, read_signature, signature_file, write_signed
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from server.coordinator_key import OwnKey
+
 EXPORTS, FILE_NAME, FOLDER_NAME = "exports", "backbone", "monai-bundle"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was exported.
+
+    Attributes:
+        path: the file or folder.
+        manifest: of it; it is beside it.
+        signed: whether the coordinator's signature is beside that.
+    """
+
+    path: Path
+    manifest: ExportManifest
+    signed: bool
 
 
 def export_run(
@@ -34,40 +50,40 @@ def export_run(
     *,
     home: Path,
     out: Path | None = None,
-    key: Ed25519PrivateKey | None = None,
+    key: OwnKey | None = None,
     force: bool = False,
-) -> tuple[Path, ExportManifest]:
-    """Write a run's backbone in one format. Gives where it is, and its manifest.
+) -> Exported:
+    """Write a run's backbone in one format.
 
     Args:
         run: a run's id, or its beginning.
         format_name: see `export_formats`.
         home: the folder of all runs.
         out: file or folder to write (default: ``exports/`` in the run's folder).
-        key: signs the manifest; then the model must be signed by it too.
-        force: replace what an earlier export left there.
+        key: signs the manifest where it signed the model. A key that was named must have signed it.
+        force: replace a file, or a folder that an earlier export left.
 
     Raises:
-        InputError: no such run or format, no whole model, a model that the key did not sign, or something is there.
+        InputError: no such run or format, no whole model, a model that others signed, or something is there.
         RunFailed: what was made does not compute what the backbone computes; nothing was written.
         OSError: it cannot be written.
     """
     made = export_formats[format_name]
     row = existing_registry(home).get(run)
     folder = home / row.id
-    target = out or folder / EXPORTS / ((FILE_NAME + made.suffix) if made.suffix else FOLDER_NAME)
+    usual = folder / EXPORTS / ((FILE_NAME + made.suffix) if made.suffix else FOLDER_NAME)
+    target = out or usual
+    if target.name in ("", ".."):  # "." and the like have a name, too
+        target = target.resolve()
     _make_way(target, is_folder=not made.suffix, force=force)
     config = load_config(folder / CONFIG)
-    model, raw = read_model_manifest(folder / MODEL)
+    model, raw = read_model_manifest(folder / MODEL_FOLDER)
     if model.run != row.id:
-        raise InputError(f"{folder / MODEL / MANIFEST_FILE}: it is the model of run {model.run}")
+        raise InputError(f"{folder / MODEL_FOLDER / MANIFEST_FILE}: it is the model of run {model.run}")
     if model.config_sha256 != config_sha256(config):
         raise InputError(f"{folder / CONFIG}: it is not the configuration that the model was trained with")
-    if key is not None:
-        doubt = distrust(folder / MODEL / MANIFEST_FILE, raw, MODEL_PURPOSE, key.public_key())
-        if doubt is not None:
-            raise InputError(f"{folder / MODEL}: {doubt}; what this key did not sign, it does not sign exports of")
-    backbone = load_backbone(folder / MODEL, config).eval().requires_grad_(False)
+    signing = _vouched(folder / MODEL_FOLDER, raw, key)
+    backbone = load_backbone(folder / MODEL_FOLDER, config).eval().requires_grad_(False)
     facts = ExportFacts(
         run=row.id,
         name=config.name,
@@ -93,15 +109,33 @@ def export_run(
         write_atomically(target, rendered)
     else:
         _write_folder(target, rendered)
-    write_signed(manifest_of(target), manifest.to_bytes(), EXPORT, key)
-    return target, manifest
+    write_signed(manifest_of(target), manifest.to_bytes(), EXPORT, signing)
+    return Exported(target, manifest, signed=signing is not None)
+
+
+def _vouched(folder: Path, raw: bytes, key: OwnKey | None) -> Ed25519PrivateKey | None:
+    """The key that may sign exports of a model: the one that signed the model. None where nobody did."""
+    manifest = folder / MANIFEST_FILE
+    signature = read_signature(manifest)
+    if signature is not None and not signature.vouches(raw, MODEL):
+        raise InputError(f"{manifest}: it is not what its signature was made for: one of the two was changed")
+    if key is None or (signature is None and not key.named):
+        return None
+    doubt = distrust(manifest, raw, MODEL, key.key.public_key())
+    if doubt is not None:
+        raise InputError(f"{folder}: {doubt}; a key signs exports of the models that it signed")
+    return key.key
 
 
 def _make_way(target: Path, *, is_folder: bool, force: bool) -> None:
-    """Refuse to write over anything but what an earlier export left, and over that only when told to."""
+    """Refuse to write over what is there unless told to, and over a folder that no export left in any case."""
+    if not target.name:
+        raise InputError(f"--out {target}: a name for what is written was expected")
     there = [path for path in (target, manifest_of(target)) if path.exists() or path.is_symlink()]
     if not there:
         return
+    if target.is_symlink():
+        raise InputError(f"--out {target}: it is a link; name the place itself")
     if target.is_dir() != is_folder and target.exists():
         kind = "a folder" if is_folder else "a file"
         raise InputError(f"--out {target}: this format writes {kind}, and there is something else of that name")
@@ -138,5 +172,5 @@ def _write_folder(target: Path, files: Mapping[str, bytes]) -> None:
 
 def _card(folder: Path) -> str:
     """The run's model card; empty where it was removed."""
-    card = folder / MODEL / "README.md"
+    card = folder / MODEL_FOLDER / "README.md"
     return card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from aiseeme_models.errors import InputError
 from aiseeme_models.options import Options
 from federation_configs.membership import check_hostname
-from federation_configs.schema import NAME
+from federation_configs.names import NAME
 from server.run_folder import FEDERATION_VARIABLE
 
 SETTINGS = "federation.toml"

@@ -12,20 +12,17 @@ from federation_configs.loading import config_sha256
 from federation_configs.schema import FederationConfig
 from server.checkpoints import CheckpointStore
 from server.global_model import NEAR_CHANCE, save_weights
-from server.model_manifest import MANIFEST_FILE, ModelManifest
+from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, ModelManifest
 from server.probing import ProbeOutcome
 from server.report import write_model_card, write_report
 from server.results import Results, Seconds, SiteResult, StageResult
 from server.run_state import RunState, StageState
-from server.signed_files import MODEL as MODEL_PURPOSE
-from server.signed_files import write_signed
+from server.signed_files import MODEL, write_signed
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from aiseeme_models.backbones import Backbone
-
-MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class FinalFiles:
             probe: its probe.
             seconds: wall time, of this process and of the rounds that others played before it.
         """
-        digest = save_weights(self.folder / MODEL, backbone)
+        digest = save_weights(self.folder / MODEL_FOLDER, backbone)
         self._vouch(state, digest)
         results = self._results(state, seconds).model_copy(
             update={
@@ -103,7 +100,7 @@ class FinalFiles:
             layout_sha256=last.layout_sha256,
             sites={name: site.images for name, site in state.sites.items()},
         )
-        write_signed(self.folder / MODEL / MANIFEST_FILE, manifest.to_bytes(), MODEL_PURPOSE, self.signing_key)
+        write_signed(self.folder / MODEL_FOLDER / MANIFEST_FILE, manifest.to_bytes(), MODEL, self.signing_key)
 
     def _results(self, state: RunState, seconds: float) -> Results:
         options = self.config.curriculum.stage

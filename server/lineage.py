@@ -19,12 +19,12 @@ from federation_configs.signatures import public_hex, public_key
 from server.checkpoint_manifest import CheckpointManifest
 from server.checkpoints import CheckpointStore
 from server.exporting.manifest import SUFFIX, manifest_of, read_export_manifest
-from server.model_manifest import MANIFEST_FILE, WEIGHTS_FILE, ModelManifest, read_model_manifest
+from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, WEIGHTS_FILE, ModelManifest, read_model_manifest
 from server.results import FILE, Results
-from server.run_folder import CONFIG, existing_registry, is_held
+from server.run_folder import CONFIG, FEDERATION_PLAN, existing_registry, is_held
 from server.signed_files import CHECKPOINT, EXPORT, MODEL, distrust, read_signature
 
-CHECKPOINTS, MODEL_FOLDER = "checkpoints", "model"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass
@@ -98,7 +98,8 @@ class _Walk:
                 "NOT SIGNED: nobody vouches for this lineage; the hashes only show that its parts belong together"
             )
         if self.good:
-            self.found.verified.append(f"{self.good} signatures by {self.found.key}")
+            pinned = " (pinned)" if self.found.pinned else ""
+            self.found.verified.append(f"{self.good} signatures by {self.found.key}{pinned}")
         if self.good and not self.found.pinned:
             self.found.notes.append(
                 "the key is NOT PINNED: it was found beside what it signed, and whoever changed the one may have "
@@ -151,7 +152,7 @@ def verify_run(folder: Path, key: Ed25519PublicKey | None = None, *, demanded: b
     if (folder / MODEL_FOLDER).exists():
         _model(folder / MODEL_FOLDER, walk, folder, config)
     else:
-        walk.found.notes.append("the run has no final model yet")
+        walk.found.notes.append("the run has no final model: rounds that were taken off the end would not be missed")
     _chain(folder, walk, config)
     return walk.finish()
 
@@ -206,8 +207,9 @@ def export_manifest(path: Path) -> Path | None:
     """The manifest of the export that ``path`` is, or is the manifest of; none if it is no export."""
     if path.name.endswith(SUFFIX):
         return path
-    beside = manifest_of(path.resolve() if path.name in ("", ".", "..") else path)
-    return beside if beside.is_file() else None
+    path = path.resolve() if path.name in ("", "..") else path
+    beside = manifest_of(path) if path.name else None
+    return beside if beside is not None and beside.is_file() else None
 
 
 def _config(run: Path, found: Lineage) -> FederationConfig | None:
@@ -219,8 +221,8 @@ def _config(run: Path, found: Lineage) -> FederationConfig | None:
 
 
 def _file(path: Path, expected: str, what: str, found: Lineage) -> None:
-    if path.is_symlink():
-        found.problems.append(f"{what} is a link: it was not followed")
+    if path.is_symlink() or not path.is_file():
+        found.problems.append(f"{what} is {'a link: it was not followed' if path.is_symlink() else 'not there'}")
         return
     try:
         with path.open("rb") as file:
@@ -268,8 +270,11 @@ def _results(run: Path, manifest: ModelManifest, found: Lineage) -> None:
 
 def _parent(run: Path, manifest: ModelManifest, config: FederationConfig | None, found: Lineage) -> None:
     """The checkpoint that the model names, and whether its weights are in that checkpoint."""
-    if manifest.parent_sha256 is None or manifest.round is None:
+    if manifest.format == 1:
         found.notes.append("the model's manifest is of an older format and names no checkpoint")
+        return
+    if manifest.parent_sha256 is None or manifest.round is None:
+        found.problems.append("the model's manifest names no checkpoint")
         return
     store = CheckpointStore(run / CHECKPOINTS)
     try:
@@ -283,7 +288,7 @@ def _parent(run: Path, manifest: ModelManifest, config: FederationConfig | None,
         )
     if last.layout_sha256 != manifest.layout_sha256:
         found.problems.append(f"the checkpoint of round {manifest.round} has another layout than the model names")
-    if store.rounds()[-1] != manifest.round:
+    if max(store.rounds(), default=None) != manifest.round:
         found.problems.append(f"there are rounds after round {manifest.round}, from which the model came")
     if config is not None and not found.problems:
         _same_weights(run, store, last, config, found)
@@ -319,10 +324,17 @@ def _chain(run: Path, walk: _Walk, config: FederationConfig | None) -> None:
     if not rounds:
         found.problems.append(f"{run.name} has no checkpoints: there is no chain to walk")
         return
+    if (run / FEDERATION_PLAN).exists():
+        walk.demanded = True  # a coordinator signs every round that it has launched
     before = len(found.problems)
     if rounds[0] != 0:
         found.problems.append(f"the chain begins at round {rounds[0]}: the manifests before it are missing")
     found.problems += store.verify()
+    unfinished = [f"round {round} has weights or a signature but no manifest" for round in store.leftovers()]
+    if (run / MODEL_FOLDER).exists():
+        found.problems += unfinished
+    else:
+        found.notes += [f"{what}: a save was interrupted, or the manifest removed" for what in unfinished]
     configured = None if config is None else config_sha256(config)
     for round in rounds:
         try:

@@ -13,7 +13,8 @@ from aiseeme_models.options import Options
 from server.checkpoint_manifest import Sha256
 from server.signed_files import read_manifest
 
-WEIGHTS_FILE, MANIFEST_FILE = "backbone.safetensors", "model.json"
+MODEL_FOLDER, WEIGHTS_FILE, MANIFEST_FILE = "model", "backbone.safetensors", "model.json"
+"""A run's final model: the folder in the run's own, and what is in it beside the model card."""
 
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 """A run's id is a folder's name: nothing that leads to another folder."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from aiseeme_models.errors import InputError
 from federation_configs.signatures import public_hex
-from server.model_manifest import MANIFEST_FILE, read_model_manifest
+from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, read_model_manifest
 from server.results import Results
 from server.run_folder import existing_registry
 from server.signed_files import MODEL, read_signature
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     from server.registry import RunRow
-
-MODEL_FOLDER = "model"
 
 
 class ListedModel(BaseModel):

@@ -59,7 +59,7 @@ def error_in(message: Message, nonce: str | None) -> Refused | None:
     if not message.has_error():
         return None
     if message.error.code in set(SiteError):
-        if not answers(message.error.reason, nonce):
+        if not answers(message.error.reason or "", nonce):
             return WRONG_QUESTION
         return Refused(Missed.SITE_ERROR, SiteError(message.error.code).sentence)
     if message.error.code == 3:

@@ -12,7 +12,7 @@ from sqlmodel import Field, Session, SQLModel, col, select, update
 
 from aiseeme_models.errors import InputError, RunFailed
 from aiseeme_models.printable import printable
-from federation_configs.schema import NAME
+from federation_configs.names import NAME
 from server.database import cause, commit, now_text, open_database
 
 if TYPE_CHECKING:

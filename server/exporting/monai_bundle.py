@@ -23,6 +23,8 @@ SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/downlo
 USE = """
 ## Use of this bundle
 
+With `monai` and, for its command line, `fire` installed:
+
 ```
 python -m monai.bundle run --config_file configs/inference.json --bundle_root . \\
     --images "['one.png']" --output features.npy
@@ -56,7 +58,6 @@ def metadata(model: Exportable) -> dict[str, Any]:
     shared = {"modality": "CT" if preparation.window else "n/a", "dtype": "float32", "is_patch_data": False}
     lowest = min((0 - mean) / std for mean, std in zip(preparation.mean, preparation.std, strict=True))
     highest = max((1 - mean) / std for mean, std in zip(preparation.mean, preparation.std, strict=True))
-    packages = {name: version(name) for name in ("pillow", "pydicom")}
     return {
         "schema": SCHEMA,
         "version": "1.0.0",
@@ -64,8 +65,7 @@ def metadata(model: Exportable) -> dict[str, Any]:
         "monai_version": version("monai"),
         "pytorch_version": version("torch"),
         "numpy_version": version("numpy"),
-        "required_packages_version": packages,
-        "optional_packages_version": packages,
+        "required_packages_version": {name: version(name) for name in ("pillow", "pydicom")},
         "name": facts.name,
         "task": "image features (self-supervised backbone)",
         "description": f"{facts.backbone} pretrained without labels by the federation {facts.name}; see docs/README.md",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from datetime import datetime
 from pathlib import Path
 
@@ -12,11 +14,11 @@ from client.policy import check_hours, check_images, check_stamp, decide
 from client.refusals import Refusal
 from client.schedule import ScheduleOptions
 from client.site import Site
-from client.site_config import PolicyOptions, load_site_config
+from client.site_config import PolicyOptions, SiteConfig, load_site_config
 from client.site_home import SiteHome
 from client.survey import Survey
 from federation_configs.wire import DescribeRequest, EvaluateRequest, Request, SiteError, Stamp, TrainRequest
-from tests.conftest import tiny_config, write_pictures
+from tests.conftest import REPOSITORY, tiny_config, write_pictures
 
 NOW = 1_800_000_000.0
 PLACE = {"round": 1, "stage": 1, "round_in_stage": 0, "layout_sha256": "0" * 64}
@@ -194,6 +196,18 @@ def test_settings_are_read(tmp_path: Path) -> None:
     assert config.schedule.is_open(at("23T21:00")) and not config.schedule.is_open(at("24T21:00"))
 
 
+def test_the_documentation_shows_every_key_with_its_default(tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs" / "hospital-it.md").read_text()
+    (shown,) = (block for block in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if "[policy]" in block)
+    path = tmp_path / "site.toml"
+    path.write_text(shown)
+    assert load_site_config(path) == SiteConfig()
+    path.write_text(re.sub(r"^# (?=\w+ = )", "", shown, flags=re.MULTILINE))
+    keys = tomllib.loads(path.read_text())
+    tables = {name: set(field.default.__class__.model_fields) for name, field in SiteConfig.model_fields.items()}
+    assert {name: set(table) for name, table in keys.items()} == tables
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -245,6 +259,21 @@ def test_only_images_of_allowed_cohorts_are_offered(tmp_path: Path) -> None:
         if names == ("research",):
             assert all(Path(row.file).is_relative_to((tmp_path / "research").resolve()) for row in site.rows)
     assert offered == {None: 25, ("research",): 12, ("clinic", "research"): 25, ("other",): 0}
+
+
+def test_a_site_says_when_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from client import check
+
+    class Now(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:
+            return at("25T12:00")
+
+    monkeypatch.setattr(check, "datetime", Now)
+    (tmp_path / "site.toml").write_text('[schedule]\nhours = "20:00-07:00"\ndays = ["fri"]\n')
+    assert "20:00-07:00 on fri, next from Friday 20:00" in check._policy(SiteHome(tmp_path)).says
+    (tmp_path / "site.toml").unlink()
+    assert "works all day; " in check._policy(SiteHome(tmp_path)).says
 
 
 def test_every_code_has_one_fixed_sentence_that_holds_no_detail() -> None:

@@ -68,7 +68,7 @@ def test_nothing_but_a_nonce_is_repeated(content: RecordDict, asked: Asked) -> N
 
 
 @pytest.mark.parametrize("whose", ["none", "invented", "another site's", "the description's"])
-@pytest.mark.parametrize("kind", ["answer", "error"])
+@pytest.mark.parametrize("kind", ["answer", "error", "error without words"])
 def test_an_answer_to_another_request_does_not_count(whose: str, kind: str, federation) -> None:
     seen: dict[str, str] = {}
 
@@ -81,8 +81,9 @@ def test_an_answer_to_another_request_does_not_count(whose: str, kind: str, fede
             seen["the description's"] = nonce_in(message)
             return reply
         nonce = {"none": None, "invented": "0" * 32, **seen}[whose]
-        if kind == "error":
-            return Message(Error(int(SiteError.STOPPED), error_reason(SiteError.STOPPED, nonce)), reply_to=message)
+        if kind != "answer":
+            reason = error_reason(SiteError.STOPPED, nonce) if kind == "error" else None
+            return Message(Error(int(SiteError.STOPPED), reason), reply_to=message)
         body = json.loads(reply.content["body"]["json"]) | {"nonce": nonce}
         return Message(with_body(reply.content, json=json.dumps(body)), reply_to=message)
 

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from aiseeme_models.errors import InputError, RunFailed
 from server.aggregation import build_aggregation
 from server.checkpoints import CheckpointStore
+from server.signed_files import MODEL, write_signature
 
 REPOSITORY = Path(__file__).parents[2]
 HASH = hashlib.sha256(b"x").hexdigest()
@@ -241,9 +243,11 @@ CHILD = textwrap.dedent(
     import os, signal, sys
     from pathlib import Path
     import numpy as np
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from server.checkpoints import CheckpointStore
 
     folder, fatal, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32))) if sys.argv[4] == "signed" else None
 
     def watch(step):
         print(step, flush=True)
@@ -251,7 +255,7 @@ CHILD = textwrap.dedent(
             os.kill(os.getpid(), signal.SIGKILL)
 
     armed = False
-    store = CheckpointStore(folder, watch=watch)
+    store = CheckpointStore(folder, 2, key, watch=watch)
     for round in (1, 2, 3):
         armed = round == 3
         store.save(run="r1", round=round, stage=0, round_in_stage=round, config_sha256="0" * 64,
@@ -271,10 +275,9 @@ BEFORE_COMMIT = [
 ]
 
 
-def child(folder, fatal, size=1000):
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(folder), fatal, str(size)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
-    )
+def child(folder, fatal, size=1000, signed="unsigned"):
+    command = [sys.executable, "-c", CHILD, str(folder), fatal, str(size), signed]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize(
@@ -362,3 +365,83 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFailed, match="could not be written"):
         save(CheckpointStore(tmp_path / "file" / "checkpoints"), 0)
+
+
+# Signed by the coordinator
+
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+OTHER = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
+
+
+def signed_store(folder, key=KEY, **options):
+    return CheckpointStore(folder, signing_key=key, **options)
+
+
+def test_signed_checkpoints_are_trusted_by_their_signer_and_readable_by_all(tmp_path):
+    for round in range(4):
+        save(signed_store(tmp_path), round)
+    for store in (signed_store(tmp_path), CheckpointStore(tmp_path)):
+        assert store.latest().manifest.round == 3
+        assert store.warnings == [] and store.verify() == [] and store.leftovers() == []
+    assert sorted(path.name for path in tmp_path.glob("*.sig")) == [f"round-000{n}.sig" for n in range(4)]
+
+
+@pytest.mark.parametrize("forgery", ["unsigned", "edited", "another key", "another round's", "another purpose", "link"])
+def test_a_forged_newest_checkpoint_is_not_gone_on_from(forgery, tmp_path):
+    for round in (1, 2):
+        save(signed_store(tmp_path), round)
+    manifest, signature = tmp_path / "round-0002.json", tmp_path / "round-0002.sig"
+    if forgery == "unsigned":
+        signature.unlink()
+    elif forgery == "edited":
+        edit(manifest, state={"loss": [0.1, None]})
+    elif forgery == "another key":
+        save(signed_store(tmp_path, OTHER), 2)
+    elif forgery == "another round's":
+        signature.write_bytes((tmp_path / "round-0001.sig").read_bytes())
+    elif forgery == "another purpose":
+        write_signature(manifest, manifest.read_bytes(), MODEL, KEY)
+    else:
+        signature.unlink()
+        signature.symlink_to("nowhere")
+    store = signed_store(tmp_path)
+    assert store.latest().manifest.round == 1
+    assert len(store.warnings) == 1 and "round-0002.json" in store.warnings[0]
+    with pytest.raises(InputError, match=r"round-0002\.json"):
+        store.load(2)
+    save(store, 2)
+    assert signed_store(tmp_path).latest().manifest.round == 2
+
+
+def test_where_no_checkpoint_is_signed_there_is_none_to_go_on_from(tmp_path):
+    save(CheckpointStore(tmp_path), 1)
+    store = signed_store(tmp_path)
+    assert store.latest() is None and store.rounds() == [1]
+    assert "round-0001.json is not signed" in store.warnings[0]
+
+
+def test_going_back_takes_the_signatures_of_later_rounds_along(tmp_path):
+    for round in range(4):
+        save(signed_store(tmp_path), round)
+    save(signed_store(tmp_path), 1)
+    assert sorted(path.name for path in tmp_path.glob("*.sig")) == ["round-0000.sig", "round-0001.sig"]
+
+
+SIGNING = ["write .sig", "flush .sig", "rename .sig", "renamed .sig"]
+
+
+@pytest.mark.parametrize(
+    ("fatal", "left"), [(step, 2) for step in (*BEFORE_COMMIT, *SIGNING)] + [("renamed .json", 3), ("prune", 3)]
+)
+def test_a_kill_at_any_step_leaves_a_signed_checkpoint(fatal, left, tmp_path):
+    process = child(tmp_path, fatal, signed="signed")
+    steps = process.communicate(timeout=60)[0].split("\n")
+    assert process.returncode == -signal.SIGKILL
+    assert steps[-2] == fatal
+    store = signed_store(tmp_path)
+    assert store.latest().manifest.round == left
+    assert store.warnings == []
+    save(store, left + 1)
+    assert signed_store(tmp_path).latest().manifest.round == left + 1
+    assert store.leftovers() == [] and not list(tmp_path.glob("*.tmp"))
