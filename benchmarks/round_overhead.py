@@ -2,8 +2,8 @@
 
 Ours: coordinator, gateway with client certificates, SuperLink and three sites as processes on loopback; wall time of a
 round, less the slowest site's training, from ``metrics.jsonl``. Stock: Flower's SuperLink and three SuperNodes without
-TLS, an app whose client imports what this project imports (torch, MONAI, Opacus) and sends the same arrays back, so
-that all of its round is overhead. In both the first round is left out. Prints one line of JSON. Run from the checkout:
+TLS, an app whose client imports what this project's imports and sends the same arrays back, so that all of its round
+is overhead. In both the first round is left out. Prints one line of JSON. Run from the checkout:
 ``python -m benchmarks.round_overhead [--rounds 6] [--backbone resnet-tiny --backbone resnet18] [--no-stock]``.
 """
 
@@ -66,7 +66,10 @@ clientapp = "stock.client:app"
 """
 
 CLIENT = """
-import monai, opacus, torch, torchvision
+import aiseeme_models.images.filling
+import aiseeme_models.training.loop
+import client.scanning
+import client.workbench
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 app = ClientApp()

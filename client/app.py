@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from client.gate import Visit
+    from federation_configs.records import Floats
 
-    Answer = tuple[DescribeReply | TrainReply | EvaluateReply, NDArray[np.float32] | None]
+    Answer = tuple[DescribeReply | TrainReply | EvaluateReply, Floats | None]
 
 Asked = TypeVar("Asked", bound=Request)
 
@@ -47,12 +48,14 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     def describe(site: Site, request: DescribeRequest, _content: RecordDict) -> Answer:
         return rounds.describe(site, request), None
 
+    def weights_in(site: Site, request: RoundRequest, content: RecordDict) -> NDArray[np.float32]:
+        return unpack_weights(content, rounds.expected_size(site, request), request.config.federation.transfer)
+
     def train(site: Site, request: TrainRequest, content: RecordDict) -> Answer:
-        return rounds.train(site, request, unpack_weights(content, rounds.expected_size(site, request)))
+        return rounds.train(site, request, weights_in(site, request, content))
 
     def evaluate(site: Site, request: EvaluateRequest, content: RecordDict) -> Answer:
-        weights = unpack_weights(content, rounds.expected_size(site, request))
-        return rounds.evaluate(site, request, weights), None
+        return rounds.evaluate(site, request, weights_in(site, request, content)), None
 
     def guarded(
         kind: str, asked: type[Asked], handle: Callable[[Site, Asked, RecordDict], Answer]

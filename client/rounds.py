@@ -11,6 +11,7 @@ from aiseeme_models.seeding import derive_seed, generator
 from client.local_state import LocalState
 from client.refusals import Refusal
 from client.site import Site
+from federation_configs.transfer import answer
 from federation_configs.wire import (
     PROTOCOL,
     SMALLEST_COUNT,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from client.workbench import Workbench
+    from federation_configs.records import Floats
 
 _OPTIMIZER = "optimizer/"
 _LOCAL = "local/"
@@ -69,8 +71,8 @@ def expected_size(site: Site, request: RoundRequest) -> int:
     return _bench(site, request).layout.size
 
 
-def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tuple[TrainReply, NDArray[np.float32]]:
-    """Train one round from the global ``weights`` ``(P,)`` and give back the site's own, of the same layout."""
+def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tuple[TrainReply, Floats]:
+    """Train one round from the global ``weights`` ``(P,)`` and give back the site's own, as they are to travel."""
     import torch
 
     from aiseeme_models.training.loop import NonFiniteLoss, train_round
@@ -125,7 +127,7 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
         loss=outcome.loss,
         seconds=time.perf_counter() - started,
     )
-    return reply, flatten(bench.task, bench.layout)
+    return reply, answer(flatten(bench.task, bench.layout), weights, config.federation.transfer)
 
 
 def evaluate(site: Site, request: EvaluateRequest, weights: NDArray[np.float32]) -> EvaluateReply:

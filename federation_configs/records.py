@@ -1,4 +1,4 @@
-"""Messages as Flower records: one JSON body, at most one flat float32 array beside it, and a request's signature.
+"""Messages as Flower records: one JSON body, at most one flat array of floats beside it, and a request's signature.
 
 Weights travel as ONE array because every array costs at least two objects and a request per hop. A signature is over
 the sha256 of the body's JSON text and of the array's raw little-endian floats.
@@ -20,11 +20,15 @@ from pydantic import ValidationError
 
 from aiseeme_models.options import Options
 from federation_configs.signatures import SIGNATURE
+from federation_configs.transfer import Transfer
 from federation_configs.wire import NONCE
 
 BODY, WEIGHTS, FLAT, JSON, SIGNED = "body", "weights", "flat", "json", "signature"
 MAX_BODY = 262_144
 _NPY_HEADER_LIMIT = 4096
+_CODES = {"float32": "<f4", "float16": "<f2"}
+
+Floats = NDArray[np.float32] | NDArray[np.float16]
 
 Body = TypeVar("Body", bound=Options)
 
@@ -37,11 +41,11 @@ class Enclosure:
     """Weights that travel beside one or many bodies: packed once and hashed once, however many sites are asked.
 
     Args:
-        weights: ``(P,)`` float32.
+        weights: ``(P,)`` float32 or float16, and travels as that.
     """
 
-    def __init__(self, weights: NDArray[np.float32]) -> None:
-        self.record = ArrayRecord({FLAT: Array(np.ascontiguousarray(weights, dtype=np.float32))})
+    def __init__(self, weights: Floats) -> None:
+        self.record = ArrayRecord({FLAT: Array(np.ascontiguousarray(weights))})
         self.size = weights.size
 
     @cached_property
@@ -52,10 +56,10 @@ class Enclosure:
 
 def pack(
     body: Options,
-    weights: NDArray[np.float32] | Enclosure | None = None,
+    weights: Floats | Enclosure | None = None,
     sign: Callable[[bytes], str] | None = None,
 ) -> RecordDict:
-    """A record of ``body`` and, where given, a ``(P,)`` float32 array.
+    """A record of ``body`` and, where given, a ``(P,)`` array of floats.
 
     Args:
         body: becomes one JSON text.
@@ -124,7 +128,7 @@ def signature_of(content: RecordDict) -> tuple[str | None, bytes]:
     """The signature in a record whose body has been unpacked, None without, and the digest that it must be over.
 
     Raises:
-        MalformedRecord: the signature is not text of the agreed form, or the array is not one flat float32 array.
+        MalformedRecord: the signature is not text of the agreed form, or the array is not one flat array of floats.
     """
     record = content.config_records[BODY]
     text, signature = record[JSON], record.get(SIGNED)
@@ -136,16 +140,22 @@ def signature_of(content: RecordDict) -> tuple[str | None, bytes]:
     return signature, _digest(text, hashed)
 
 
-def unpack_weights(content: RecordDict, size: int) -> NDArray[np.float32]:
-    """The ``(size,)`` float32 array of a record that another party sent. Never unpickles.
+def unpack_weights(content: RecordDict, size: int, transfer: Transfer = "float32") -> NDArray[np.float32]:
+    """The ``(size,)`` array of a record that another party sent, as float32. Never unpickles.
+
+    Args:
+        content: the record.
+        size: how many floats were agreed.
+        transfer: what they were agreed to travel as.
 
     Raises:
         MalformedRecord: no such array, or another dtype, shape or length.
     """
-    floats = _floats(content.array_records.get(WEIGHTS))
-    if len(floats) != 4 * size:
-        raise MalformedRecord(f"its array is not float32 of shape ({size},)")
-    return np.frombuffer(floats, dtype="<f4")
+    record = content.array_records.get(WEIGHTS)
+    floats, code = _floats(record), _CODES[transfer]
+    if record is None or record[FLAT].dtype != transfer or len(floats) != np.dtype(code).itemsize * size:
+        raise MalformedRecord(f"its array is not {transfer} of shape ({size},)")
+    return np.frombuffer(floats, dtype=code).astype(np.float32, copy=False)
 
 
 def left_with(content: RecordDict) -> tuple[int, str]:
@@ -169,7 +179,7 @@ def _digest(text: str, weights_sha256: bytes | None) -> bytes:
 
 
 def _floats(record: ArrayRecord | None) -> memoryview:
-    """The raw bytes of a record's one flat float32 array, not copied.
+    """The raw bytes of a record's one flat array of floats, not copied.
 
     Raises:
         MalformedRecord: it is no such record.
@@ -178,19 +188,20 @@ def _floats(record: ArrayRecord | None) -> memoryview:
         raise MalformedRecord("it does not carry exactly one flat array")
     array = record[FLAT]
     shape = tuple(array.shape)
-    if array.dtype != "float32" or len(shape) != 1 or not isinstance(shape[0], int) or shape[0] < 1:
-        raise MalformedRecord("its array is not float32 of one dimension")
-    header = len(array.data) - 4 * shape[0]
-    if not 0 < header <= _NPY_HEADER_LIMIT or not _is_header(array.data[:header], shape[0]):
+    if array.dtype not in _CODES or len(shape) != 1 or not isinstance(shape[0], int) or shape[0] < 1:
+        raise MalformedRecord("its array is not floats of one dimension")
+    code = _CODES[array.dtype]
+    header = len(array.data) - np.dtype(code).itemsize * shape[0]
+    if not 0 < header <= _NPY_HEADER_LIMIT or not _is_header(array.data[:header], code, shape[0]):
         raise MalformedRecord("its array cannot be read")
     return memoryview(array.data)[header:]
 
 
-def _is_header(header: bytes, size: int) -> bool:
-    """Whether ``header`` is the one that NumPy writes for a ``(size,)`` float32 array (format version 1.0).
+def _is_header(header: bytes, code: str, size: int) -> bool:
+    """Whether ``header`` is the one that NumPy writes for a ``(size,)`` array of floats (format version 1.0).
 
     It is compared, not parsed: NumPy parses a header as Python, which another party must not feed.
     """
-    expected = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({size},), }}".encode()
+    expected = f"{{'descr': '{code}', 'fortran_order': False, 'shape': ({size},), }}".encode()
     said = int.from_bytes(header[8:10], "little")
     return header[:8] == b"\x93NUMPY\x01\x00" and said == len(header) - 10 and header[10:].strip(b" \n") == expected

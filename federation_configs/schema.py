@@ -15,6 +15,7 @@ from aiseeme_models.options import Options, parse_options
 from aiseeme_models.pretext import pretext_tasks
 from federation_configs.aggregation import aggregation_options
 from federation_configs.names import NAME as NAME
+from federation_configs.transfer import Transfer
 
 SiteName = Annotated[str, StringConstraints(pattern=NAME)]
 # Not strict: behind a validator that runs before, a list from JSON or TOML is a Python list.
@@ -64,7 +65,8 @@ class FederationOptions(Options):
 
     A launched run invites ``sites``, or every active site of the federation; a round without one of ``required_sites``
     has no quorum, however many others answered. Where quorum is missed because a site's connection is gone, it is
-    waited for up to ``rejoin_s`` seconds before the round is asked again.
+    waited for up to ``rejoin_s`` seconds before the round is asked again. ``transfer`` is the precision in which
+    weights travel: ``float16`` halves the bytes (see `federation_configs.transfer`).
     """
 
     min_sites: int = Field(default=2, ge=1)
@@ -73,6 +75,7 @@ class FederationOptions(Options):
     round_deadline_s: float = Field(default=3600.0, gt=0)
     round_retries: int = Field(default=2, ge=0, le=20)
     rejoin_s: float = Field(default=180.0, ge=0, le=86_400)
+    transfer: Transfer = "float32"
     aggregation: str = "fedavg"
     aggregation_options: SerializeAsAny[Options] = Field(default_factory=Options)
     keep_checkpoints: int = Field(default=2, ge=2)

@@ -27,9 +27,11 @@ from server.progress import Progress
 from server.registry import RunRegistry, RunStatus
 from server.request_signing import RequestSigner
 from server.results import Results
+from server.roster import Owners
 from server.rounds import RoundLoop
 from server.run_folder import CONFIG, FederationPlan, StopRequest, held, registry_url
 from server.service_files import ServiceFiles
+from server.site_registry import SiteRegistry
 from server.superlink_grid import SuperLinkGrid
 
 _NO_PROBE = "a coordinator has no images: `aiseeme evaluate` probes the backbone on a labelled folder"
@@ -69,6 +71,7 @@ def play(home: FederationHome, run: str) -> Results:
                 progress,
                 signing_key=signing_key,
                 signer=RequestSigner(signing_key, home.config.name),
+                owners=_owners(grid, home),
                 rejoin_s=config.federation.rejoin_s,
             )
             state, vector = loop.play()
@@ -96,6 +99,17 @@ def play(home: FederationHome, run: str) -> Results:
             },
         )
         return results
+
+
+def _owners(grid: SuperLinkGrid, home: FederationHome) -> Owners:
+    """Whose node is whose: the SuperLink knows each node by its key, the federation each key by its site."""
+    sites = SiteRegistry(home.sites_url)
+
+    def owners() -> dict[int, str]:
+        names = {row.public_key_pem.encode(): row.name for row in sites.active()}
+        return {node: names[key] for key, node in grid.registered().items() if key in names}
+
+    return owners
 
 
 def _note_former(folder: Path, flower_run: int) -> None:

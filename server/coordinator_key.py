@@ -52,7 +52,7 @@ def pinned_key(given: str | None, federation: Path | None, runs: Path) -> Pinned
     """The key that signatures are held against; none where no federation is known here.
 
     Args:
-        given: ``--key``, 64 hexadecimal digits.
+        given: ``--key``, 64 hexadecimal digits; in groups, as `aiseeme init` shows them, or not.
         federation: ``--federation``, a federation's home.
         runs: the folder of runs, which may be a federation's.
 
@@ -63,7 +63,7 @@ def pinned_key(given: str | None, federation: Path | None, runs: Path) -> Pinned
         raise InputError("--key and --federation both name a key: give one of them")
     if given is not None:
         try:
-            return PinnedKey(public_key(given.strip().lower()), named=True)
+            return PinnedKey(public_key("".join(given.split()).lower()), named=True)
         except InputError as error:
             raise InputError(f"--key {given}: {error}") from None
     own = own_key(federation, runs)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from aiseeme_models import __version__
 from aiseeme_models.atomic_files import flush_folder, write_atomically
 from aiseeme_models.errors import InputError
-from federation_configs.loading import config_sha256, load_config
+from federation_configs.loading import load_config
 from server.exporting import Exportable, export_formats
 from server.exporting.facts import ExportFacts, Preprocessing
 from server.exporting.manifest import ExportManifest, manifest_of, read_export_manifest
 from server.global_model import load_backbone
-from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, read_model_manifest
+from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, is_trained_with, read_model_manifest
 from server.run_folder import CONFIG, existing_registry
 from server.signed_files import EXPORT, MODEL, distrust, read_signature, signature_file, write_signed
 
@@ -80,7 +80,7 @@ def export_run(
     model, raw = read_model_manifest(folder / MODEL_FOLDER)
     if model.run != row.id:
         raise InputError(f"{folder / MODEL_FOLDER / MANIFEST_FILE}: it is the model of run {model.run}")
-    if model.config_sha256 != config_sha256(config):
+    if not is_trained_with(model, folder / CONFIG):
         raise InputError(f"{folder / CONFIG}: it is not the configuration that the model was trained with")
     signing = _vouched(folder / MODEL_FOLDER, raw, key)
     backbone = load_backbone(folder / MODEL_FOLDER, config).eval().requires_grad_(False)

@@ -16,6 +16,7 @@ from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, ModelManifest
 from server.probing import ProbeOutcome
 from server.report import write_model_card, write_report
 from server.results import Results, Seconds, SiteResult, StageResult
+from server.run_folder import CONFIG
 from server.run_state import RunState, StageState
 from server.signed_files import MODEL, write_signed
 
@@ -97,6 +98,7 @@ class FinalFiles:
             version=__version__,
             round=last.round,
             parent_sha256=hashlib.sha256(raw).hexdigest(),
+            config_file_sha256=hashlib.sha256((self.folder / CONFIG).read_bytes()).hexdigest(),
             layout_sha256=last.layout_sha256,
             sites={name: site.images for name, site in state.sites.items()},
         )

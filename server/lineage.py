@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from aiseeme_models import __version__
 from aiseeme_models.errors import InputError
 from federation_configs.loading import config_sha256, load_config
 from federation_configs.schema import FederationConfig
@@ -19,7 +20,14 @@ from federation_configs.signatures import public_hex, public_key
 from server.checkpoint_manifest import CheckpointManifest
 from server.checkpoints import CheckpointStore
 from server.exporting.manifest import SUFFIX, manifest_of, read_export_manifest
-from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, WEIGHTS_FILE, ModelManifest, read_model_manifest
+from server.model_manifest import (
+    MANIFEST_FILE,
+    MODEL_FOLDER,
+    WEIGHTS_FILE,
+    ModelManifest,
+    is_trained_with,
+    read_model_manifest,
+)
 from server.results import FILE, Results
 from server.run_folder import CONFIG, FEDERATION_PLAN, existing_registry, is_held
 from server.signed_files import CHECKPOINT, EXPORT, MODEL, distrust, read_signature
@@ -149,11 +157,12 @@ def verify_run(folder: Path, key: Ed25519PublicKey | None = None, *, demanded: b
     """
     walk = _Walk(Lineage(f"run {folder.name}", pinned=key is not None), key, demanded)
     config = _config(folder, walk.found)
+    configured = None if config is None else config_sha256(config)
     if (folder / MODEL_FOLDER).exists():
-        _model(folder / MODEL_FOLDER, walk, folder, config)
+        configured = _model(folder / MODEL_FOLDER, walk, folder, config)
     else:
         walk.found.notes.append("the run has no final model: rounds that were taken off the end would not be missed")
-    _chain(folder, walk, config)
+    _chain(folder, walk, configured)
     return walk.finish()
 
 
@@ -198,8 +207,7 @@ def verify_export(
     if hashlib.sha256((model / MANIFEST_FILE).read_bytes()).hexdigest() != export.parent_sha256:
         walk.found.problems.append(f"the export was not made from the model that run {run.name} has now")
     config = _config(run, walk.found)
-    _model(model, walk, run, config)
-    _chain(run, walk, config)
+    _chain(run, walk, _model(model, walk, run, config))
     return walk.finish()
 
 
@@ -234,26 +242,31 @@ def _file(path: Path, expected: str, what: str, found: Lineage) -> None:
         found.problems.append(f"{what} is not the file that its manifest was written for")
 
 
-def _model(folder: Path, walk: _Walk, run: Path | None, config: FederationConfig | None) -> None:
-    """The model's manifest and weights, and what links them to the run's configuration and last checkpoint."""
+def _model(folder: Path, walk: _Walk, run: Path | None, config: FederationConfig | None) -> str | None:
+    """The model's manifest and weights, and what links them to the run's configuration and last checkpoint.
+
+    Gives the digest of the configuration that the rounds must name; none where it is in doubt already.
+    """
     found, before = walk.found, len(walk.found.problems)
     try:
         manifest, raw = read_model_manifest(folder)
     except InputError as error:
         found.problems.append(str(error))
-        return
+        return None
     walk.signature(folder / MANIFEST_FILE, raw, MODEL, "the model")
     _file(folder / WEIGHTS_FILE, manifest.sha256, WEIGHTS_FILE, found)
     if len(found.problems) == before:
         found.verified.append(f"the model: {manifest.backbone}, {manifest.norm} norm, sha256 {manifest.sha256}")
     if run is None:
-        return
+        return None
     if manifest.run != run.name:
         found.problems.append(f"the model is that of run {manifest.run}, not of {run.name}")
-    if config is not None and manifest.config_sha256 != config_sha256(config):
+    same = config is not None and is_trained_with(manifest, run / CONFIG)
+    if config is not None and not same:
         found.problems.append(f"{CONFIG} is not the configuration that the model was trained with: it was changed")
     _results(run, manifest, found)
     _parent(run, manifest, config, found)
+    return manifest.config_sha256 if same else None
 
 
 def _results(run: Path, manifest: ModelManifest, found: Lineage) -> None:
@@ -316,7 +329,7 @@ def _same_weights(
         found.problems.append(f"the model's weights are not those of the checkpoint of round {last.round}")
 
 
-def _chain(run: Path, walk: _Walk, config: FederationConfig | None) -> None:
+def _chain(run: Path, walk: _Walk, configured: str | None) -> None:
     """Every round's manifest, from round 0 on: its hash in the next one, its signature, its run and configuration."""
     found = walk.found
     store = CheckpointStore(run / CHECKPOINTS)
@@ -335,7 +348,6 @@ def _chain(run: Path, walk: _Walk, config: FederationConfig | None) -> None:
         found.problems += unfinished
     else:
         found.notes += [f"{what}: a save was interrupted, or the manifest removed" for what in unfinished]
-    configured = None if config is None else config_sha256(config)
     for round in rounds:
         try:
             manifest, raw = store.manifest(round)
@@ -345,7 +357,11 @@ def _chain(run: Path, walk: _Walk, config: FederationConfig | None) -> None:
         if manifest.run != run.name:
             found.problems.append(f"round {round} is of run {manifest.run}, not of {run.name}")
         if configured is not None and manifest.config_sha256 != configured:
-            found.problems.append(f"round {round} was trained with another configuration than {CONFIG} holds now")
+            told = f"round {round} was trained with another configuration than {CONFIG} holds now"
+            if (run / MODEL_FOLDER).exists() or manifest.version == __version__:
+                found.problems.append(told)
+            else:  # a key that a version adds changes the digest of what it resolves
+                found.notes.append(f"{told}, or AISEEME {manifest.version or 'of old'} resolved it in another way")
     if len(found.problems) == before:
         found.verified.append(
             f"{len(rounds)} checkpoints, round {rounds[0]} to {rounds[-1]}, each naming the one before"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,7 +30,8 @@ class ModelManifest(Options):
         backbone: as configurations name it.
         norm: its normalisation.
         images: the ``[images]`` table: how files become the arrays that it was trained on.
-        config_sha256: of the resolved configuration.
+        config_sha256: of the resolved configuration, as the version of AISEEME that wrote this resolved it.
+        config_file_sha256: of the bytes of the run's ``config.toml``, which later versions can still compare.
         sha256: of the bytes of ``backbone.safetensors``.
         version: of AISEEME.
         round: the last checkpoint's round.
@@ -48,12 +50,27 @@ class ModelManifest(Options):
     version: str
     round: int | None = Field(default=None, ge=0)
     parent_sha256: Sha256 | None = None
+    config_file_sha256: Sha256 | None = None
     layout_sha256: Sha256 | None = None
     sites: dict[str, int] = Field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """As it is written and signed."""
         return json.dumps(self.model_dump(mode="json"), indent=2).encode()
+
+
+def is_trained_with(manifest: ModelManifest, config_file: Path) -> bool:
+    """Whether a run's ``config.toml`` is the one that its model was trained with.
+
+    Raises:
+        InputError: it is no configuration, and the manifest is of the format that knew nothing of its bytes.
+        OSError: it cannot be read.
+    """
+    if manifest.config_file_sha256 is not None:
+        return hashlib.sha256(config_file.read_bytes()).hexdigest() == manifest.config_file_sha256
+    from federation_configs.loading import config_sha256, load_config
+
+    return config_sha256(load_config(config_file)) == manifest.config_sha256
 
 
 def read_model_manifest(folder: Path) -> tuple[ModelManifest, bytes]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
 from federation_configs.records import MalformedRecord, unpack_body, unpack_weights
+from federation_configs.transfer import Transfer
 from federation_configs.wire import (
     EvaluateReply,
     EvaluateRequest,
@@ -40,6 +41,13 @@ class Missed(StrEnum):
     NEGATIVE_VARIANCE = "negative-variance"
 
 
+class Spoilt(IntEnum):
+    """Flower error codes that a Grid gives where it did not read a reply."""
+
+    NO_MESSAGE = 2001
+    TOO_LARGE = 2002
+
+
 @dataclass(frozen=True)
 class Refused:
     """A reply that does not count, with a fixed code and a sentence in our own words."""
@@ -53,6 +61,11 @@ NO_ANSWER = Refused(Missed.NO_ANSWER, "no answer before the deadline")
 
 WRONG_QUESTION = Refused(Missed.WRONG_QUESTION, "the reply is none to this request")
 
+_SPOILT = {
+    Spoilt.NO_MESSAGE: "the reply was refused: it is no message to what was asked",
+    Spoilt.TOO_LARGE: "the reply was refused: it is larger than any answer could be",
+}
+
 
 def error_in(message: Message, nonce: str | None) -> Refused | None:
     """What an error reply to the request with this nonce means. The other party's text is never repeated."""
@@ -62,6 +75,8 @@ def error_in(message: Message, nonce: str | None) -> Refused | None:
         if not answers(message.error.reason or "", nonce):
             return WRONG_QUESTION
         return Refused(Missed.SITE_ERROR, SiteError(message.error.code).sentence)
+    if message.error.code in set(Spoilt):
+        return Refused(Missed.MALFORMED, _SPOILT[Spoilt(message.error.code)])
     if message.error.code == 3:
         return NO_ANSWER
     return Refused(Missed.FOREIGN_ERROR, f"the site's client failed (Flower error {int(message.error.code)})")
@@ -118,9 +133,9 @@ def _checked(
     return body
 
 
-def weights_of(message: Message, size: int) -> NDArray[np.float32] | Refused:
-    """The ``(size,)`` float32 array of a reply; whether it is finite is checked as it is folded in."""
+def weights_of(message: Message, size: int, transfer: Transfer) -> NDArray[np.float32] | Refused:
+    """The ``(size,)`` array of a reply as float32; whether it is finite is checked as it is folded in."""
     try:
-        return unpack_weights(message.content, size)
+        return unpack_weights(message.content, size, transfer)
     except MalformedRecord as malformed:
         return Refused(Missed.MALFORMED, f"the reply was refused: {malformed}")

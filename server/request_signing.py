@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,12 +64,15 @@ class RequestSigner:
 
 
 def pack_for_any(
-    signer: RequestSigner | None, kind: str, request: Request, nodes: Iterable[int], *, valid_s: float
+    signer: RequestSigner | None, kind: str, request: Request, nodes: Mapping[int, str | None], *, valid_s: float
 ) -> dict[int, RecordDict]:
-    """A request for nodes whose sites are not known yet; unsigned without a signer, as in a simulation."""
+    """A request without weights for each node, in its site's name where that is known; unsigned without a signer.
+
+    In its name, so that one site cannot have another answer what was asked of itself.
+    """
     if signer is None:
         return dict.fromkeys(nodes, pack(request))
-    return {node: signer.pack(kind, request, site=None, valid_s=valid_s) for node in nodes}
+    return {node: signer.pack(kind, request, site=site, valid_s=valid_s) for node, site in nodes.items()}
 
 
 def pack_for_sites(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from aiseeme_models import __version__
@@ -23,9 +23,16 @@ if TYPE_CHECKING:
 _LATER_DEADLINE_S = 60.0
 _WAIT_S = 0.5
 
+Owners = Callable[[], Mapping[int, str]]
+"""Tells the site of each node whose key is registered, as it is now: keys are rotated and revoked during a run."""
+
 
 class Roster:
     """The sites of a federation and the nodes they answer from.
+
+    Where it is known whose node's key is whose (`owners`), only nodes of the federation's own sites are asked, each in
+    its site's name, and a node that describes itself as another site is refused. Without, as in a simulation, a node is
+    believed; one site cannot be two either way.
 
     Attributes:
         nodes: site names by node id, of the sites that described themselves.
@@ -40,8 +47,9 @@ class Roster:
         site_names: Sequence[str],
         clock: Callable[[], float],
         signer: RequestSigner | None = None,
+        owners: Owners | None = None,
     ) -> None:
-        self._grid, self._clock, self._signer = grid, clock, signer
+        self._grid, self._clock, self._signer, self._owners = grid, clock, signer, owners
         self._request = DescribeRequest(run=run, config=config)
         self._names = frozenset(site_names)
         self._federation = config.federation
@@ -50,11 +58,19 @@ class Roster:
 
     def describe_missing(self, state: RunState, observer: Observer) -> None:
         """Ask every node that has not described itself yet, and note in ``state`` what the sites have."""
+        owners = None if self._owners is None else self._owners()
+        if owners is not None:  # a site whose key was rotated has another node now; one that is revoked has none
+            self.nodes = {node: site for node, site in self.nodes.items() if owners.get(node) == site}
         missing = self._names - set(self.nodes.values())
-        unknown = [node for node in self._grid.get_node_ids() if node not in self.nodes]
         if not missing:
             return
+        unknown: dict[int, str | None] = {
+            node: None if owners is None else owners[node]
+            for node in self._grid.get_node_ids()
+            if node not in self.nodes and (owners is None or owners.get(node) in missing)
+        }
         anonymous: list[Refused] = []
+        named: dict[str, Refused] = {}
         # The first description may decode a hospital's whole folder; later, the others must not wait so long.
         deadline = self._federation.round_deadline_s
         deadline = deadline if not self.nodes else min(deadline, _LATER_DEADLINE_S)
@@ -62,16 +78,21 @@ class Roster:
         for node, message in ask(
             self._grid, contents, "query.describe", group="describe", deadline_s=deadline, clock=self._clock
         ):
-            described = self._check(message, nonce_of(contents[node]))
+            owner = unknown[node]
+            described = self._check(message, nonce_of(contents[node]), owner)
             if isinstance(described, Refused):
-                anonymous.append(described)
+                if owner is None:
+                    anonymous.append(described)
+                else:
+                    named[owner] = described
                 continue
             self.nodes[node] = described.site
             site = state.sites[described.site]
             site.images, site.validation = described.train, described.validation
             site.rejected = {reason.value: count for reason, count in described.rejected.items()}
         absent = sorted(self._names - set(self.nodes.values()))
-        self.refused = dict.fromkeys(absent, _why(absent, anonymous))
+        others = NO_ANSWER if owners is not None else _why(absent, anonymous)
+        self.refused = {name: named.get(name, others) for name in absent}
         observer.sites_described(state, self.refused)
 
     def await_nodes(self, names: Iterable[str], patience_s: float) -> None:
@@ -83,18 +104,22 @@ class Roster:
         """
         if patience_s <= 0:
             return
-        known = {site: node for node, site in self.nodes.items()}
         names = set(names)
         since = time.monotonic()
-        while True:
-            online = set(self._grid.get_node_ids())
-            strangers = len(online - set(self.nodes))
-            back = all(known[name] in online for name in names if name in known)
-            if (back and strangers >= len(names - set(known))) or time.monotonic() - since >= patience_s:
-                return
+        while not self._are_online(names) and time.monotonic() - since < patience_s:
             time.sleep(_WAIT_S)
 
-    def _check(self, message: Message | None, nonce: str | None) -> DescribeReply | Refused:
+    def _are_online(self, names: set[str]) -> bool:
+        online = set(self._grid.get_node_ids())
+        if self._owners is not None:
+            owners = self._owners()
+            return names <= {owners[node] for node in online if node in owners}
+        known = {site: node for node, site in self.nodes.items()}
+        strangers = len(online - set(self.nodes))
+        back = all(known[name] in online for name in names if name in known)
+        return back and strangers >= len(names - set(known))
+
+    def _check(self, message: Message | None, nonce: str | None, owner: str | None) -> DescribeReply | Refused:
         if message is None:
             return NO_ANSWER
         if (error := error_in(message, nonce)) is not None:
@@ -105,6 +130,8 @@ class Roster:
             return Refused(Missed.MALFORMED, f"its description was refused: {malformed}")
         if body.nonce != nonce:
             return WRONG_QUESTION
+        if owner is not None and body.site != owner:
+            return Refused(Missed.MALFORMED, "it describes itself as another site than the one whose key its node has")
         if body.site not in self._names or body.site in self.nodes.values():
             return Refused(Missed.MALFORMED, "its description names a site that is not expected here, or is here twice")
         if body.protocol != PROTOCOL or body.version != __version__:

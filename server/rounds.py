@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from aiseeme_models.errors import RunFailed
 from federation_configs.loading import config_sha256
 from federation_configs.records import Enclosure, nonce_of
 from federation_configs.schema import FederationConfig
+from federation_configs.transfer import outgoing, restored
 from federation_configs.wire import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
 from server.aggregation import Aggregation, UpdateRefused, build_aggregation
 from server.checkpoint_manifest import CountedSite
@@ -27,7 +29,7 @@ from server.metrics_log import MetricsLog
 from server.observer import Observer, Silent
 from server.replies import NO_ANSWER, Missed, Refused, check_evaluation, check_training, weights_of
 from server.request_signing import RequestSigner, pack_for_sites
-from server.roster import Roster
+from server.roster import Owners, Roster
 from server.run_state import RunState, SiteState, StageState, mean_over_sites
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class RoundLoop:
         parallel: whether sites work at the same time (then the slowest is what a round costs, else their sum).
         signing_key: signs every checkpoint's manifest; a resumed run trusts none that it did not sign.
         signer: signs every request, and the global weights with it; None in a simulation.
+        owners: tells which node's key is which site's; None in a simulation, where a node is believed.
         rejoin_s: how long sites whose connection is gone are waited for, where quorum is missed; 0 in a simulation.
         earlier_s: wall seconds of the rounds that other processes played before this one.
     """
@@ -73,6 +76,7 @@ class RoundLoop:
     parallel: bool = True
     signing_key: Ed25519PrivateKey | None = field(default=None, repr=False)
     signer: RequestSigner | None = field(default=None, repr=False)
+    owners: Owners | None = None
     rejoin_s: float = 0.0
     earlier_s: float = field(default=0.0, init=False)
 
@@ -86,7 +90,7 @@ class RoundLoop:
         keep = self.config.federation.keep_checkpoints
         self._store = CheckpointStore(self.folder / "checkpoints", keep, self.signing_key)
         self._metrics = MetricsLog(self.folder)
-        self._roster = Roster(self.grid, self.config, self.run, self.site_names, self.clock, self.signer)
+        self._roster = Roster(self.grid, self.config, self.run, self.site_names, self.clock, self.signer, self.owners)
         state, model, aggregation = self._restore()
         vector = model.vector
         while not state.finished:
@@ -159,13 +163,15 @@ class RoundLoop:
         )
         counted: dict[str, TrainReply] = {}
         refused: dict[str, Refused] = {}
-        beside = Enclosure(vector)
+        transfer = self.config.federation.transfer
+        beside = Enclosure(outgoing(vector, transfer))
+        restore = partial(restored, weights=vector, transfer=transfer, variances=model.layout.variance_slices)
         for attempt in range(self.config.federation.round_retries + 1):
             if attempt:
                 self._roster.await_nodes([name for name in self.site_names if name not in counted], self.rejoin_s)
                 self._roster.describe_missing(state, self.observer)
             self.observer.round_started(self.config, state, number, attempt)
-            self._collect(state, asked, beside, aggregation, counted, refused)
+            self._collect(state, asked, beside, restore, aggregation, counted, refused)
             if self._is_quorum(counted):
                 break
         else:
@@ -213,6 +219,7 @@ class RoundLoop:
         state: RunState,
         asked: TrainRequest,
         beside: Enclosure,
+        restore: Callable[[NDArray[np.float32]], NDArray[np.float32]],
         aggregation: Aggregation,
         counted: dict[str, TrainReply],
         refused: dict[str, Refused],
@@ -238,7 +245,7 @@ class RoundLoop:
                 nonce = nonce_of(contents[node])
                 outcome = check_training(message, site=name, asked=asked, nonce=nonce, declared=declared)
                 if isinstance(outcome, TrainReply):
-                    outcome = self._fold(message, outcome, aggregation, beside.size)
+                    outcome = self._fold(message, outcome, aggregation, restore, beside.size)
             if isinstance(outcome, Refused):
                 refused[name] = outcome
                 self.observer.site_missed(name, outcome)
@@ -247,12 +254,19 @@ class RoundLoop:
                 counted[name] = outcome
                 self.observer.site_answered(name, outcome.images, outcome.seconds, outcome.loss)
 
-    def _fold(self, message: Any, reply: TrainReply, aggregation: Aggregation, size: int) -> TrainReply | Refused:
-        weights = weights_of(message, size)
+    def _fold(
+        self,
+        message: Any,
+        reply: TrainReply,
+        aggregation: Aggregation,
+        restore: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+        size: int,
+    ) -> TrainReply | Refused:
+        weights = weights_of(message, size, self.config.federation.transfer)
         if isinstance(weights, Refused):
             return weights
         try:
-            aggregation.fold(weights, reply.images)
+            aggregation.fold(restore(weights), reply.images)
         except UpdateRefused as error:
             return Refused(_REFUSED[error.code], f"the reply was refused: {error}")
         return reply
@@ -265,7 +279,8 @@ class RoundLoop:
         asked = EvaluateRequest(**trained.model_dump(exclude={"proximal_mu", "config"}), config=trained.config)
         nodes = {node: name for node, name in self._roster.nodes.items() if state.sites[name].validation > 1}
         deadline = self.config.federation.round_deadline_s
-        contents = pack_for_sites(self.signer, "evaluate", asked, nodes, Enclosure(vector), valid_s=deadline)
+        beside = Enclosure(outgoing(vector, self.config.federation.transfer))
+        contents = pack_for_sites(self.signer, "evaluate", asked, nodes, beside, valid_s=deadline)
         answers = ask(
             self.grid,
             contents,

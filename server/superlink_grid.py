@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 from flwr.app import Message, RecordDict
@@ -15,7 +15,8 @@ from flwr.serverapp import Grid
 from aiseeme_models.errors import RunFailed
 from federation_configs.bundle_file import bundle_bytes
 from server.exchange import ConnectionLost, RunStopped
-from server.flower_adapter import RUN_GONE, Link, OpenRun, inflate, objects_of
+from server.flower_adapter import RUN_GONE, Link, OpenRun, inflate, objects_of, spoilt
+from server.replies import Spoilt
 
 if TYPE_CHECKING:
     from flwr.supercore.run import Run
@@ -25,16 +26,23 @@ Answer = TypeVar("Answer")
 _RETRY_S = 0.5
 _CLAIM_S = 30.0
 _UPLOAD_S = 240.0  # the SuperLink gives a site's upload 180 s
+_SPARE_BYTES, _SPARE_OBJECTS, _LEAST_PER_OBJECT = 2**20, 64, 2**16
 
 
 @dataclass
 class _Reply:
-    """A reply whose objects are being fetched."""
+    """A reply whose objects are being fetched, of at most ``room`` bytes."""
 
-    message_id: str
+    head: Any
     lacking: list[str]
+    room: int
     contents: dict[str, bytes] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
+
+    @property
+    def message_id(self) -> str:
+        """The reply's own id."""
+        return str(self.head.metadata.message_id)
 
 
 class SuperLinkGrid(Grid):
@@ -64,6 +72,7 @@ class SuperLinkGrid(Grid):
     ) -> None:
         self._link, self._outage_s, self._stopped, self._on_begin = link, outage_s, stopped, on_begin
         self._arriving: dict[str, _Reply] = {}
+        self._room: dict[str, int] = {}
         self._run_id: int | None = None
         self._open = self._begin()
 
@@ -97,6 +106,9 @@ class SuperLinkGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that are there whole; one that is still being uploaded is not waited for.
 
+        A site sends back about as much as it was sent. A reply of more than twice that is not fetched: it is given as
+        an error of `Spoilt`, and so is one whose objects do not make a message.
+
         Raises:
             ConnectionLost: the Flower run has ended: no reply will come any more.
         """
@@ -123,8 +135,15 @@ class SuperLinkGrid(Grid):
         """End the Flower run."""
         self._open.finish(completed=completed, details=details)
 
+    def registered(self) -> dict[bytes, int]:
+        """The registered nodes' ids by public key (PEM)."""
+        return self._patiently(self._link.nodes)
+
     def _push(self, message: Message) -> str:
         (message_id,) = self._open.grid.push_messages([message])
+        if message_id:
+            arrays = (array for record in message.content.array_records.values() for array in record.values())
+            self._room[message_id] = 2 * sum(len(array.data) for array in arrays) + _SPARE_BYTES
         return message_id or ""
 
     def _pull(self, message_id: str) -> Message | None:
@@ -133,29 +152,47 @@ class SuperLinkGrid(Grid):
             if (pulled := self._open.pull(message_id)) is None:
                 return None
             head, tree = pulled
-            reply = self._arriving[message_id] = _Reply(head.metadata.message_id, objects_of(tree))
+            reply = _Reply(head, objects_of(tree), self._room.pop(message_id, _SPARE_BYTES))
+            self._arriving[message_id] = reply
+        if len(reply.lacking) > _SPARE_OBJECTS + reply.room // _LEAST_PER_OBJECT or reply.room < 0:
+            return self._spoilt(message_id, reply, Spoilt.TOO_LARGE)
         if not self._fetch(reply):
             if time.monotonic() - reply.since > _UPLOAD_S:
                 del self._arriving[message_id]
                 raise httpx.ReadTimeout("a reply's upload was not finished")
             return None
+        if reply.room < 0:
+            return self._spoilt(message_id, reply, Spoilt.TOO_LARGE)
+        try:
+            message = inflate(reply.message_id, reply.contents)
+        except ValueError:
+            return self._spoilt(message_id, reply, Spoilt.NO_MESSAGE)
+        if message.metadata.reply_to_message_id != message_id:
+            return self._spoilt(message_id, reply, Spoilt.NO_MESSAGE)
         del self._arriving[message_id]
         self._open.confirm(reply.message_id)
-        message = inflate(reply.message_id, reply.contents)
-        return message if message.metadata.reply_to_message_id == message_id else None
+        return message
+
+    def _spoilt(self, message_id: str, reply: _Reply, code: Spoilt) -> Message:
+        del self._arriving[message_id]
+        self._open.confirm(reply.message_id)
+        return spoilt(reply.head, code)
 
     def _fetch(self, reply: _Reply) -> bool:
-        """Fetch what has arrived of a reply; whether it is whole."""
+        """Fetch what has arrived of a reply; whether that is whole, or more than it may be."""
         from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectUnavailableError
 
         pull = self._open.object_puller()
         for object_id in list(reply.lacking):
             try:
-                reply.contents[object_id] = pull(object_id)
+                content = reply.contents[object_id] = pull(object_id)
             except (ObjectUnavailableError, ObjectPullError):
                 # A lost upload is found out by the time it takes; the round's deadline bounds that too.
                 return False
             reply.lacking.remove(object_id)
+            reply.room -= len(content)
+            if reply.room < 0:
+                return True
         return True
 
     def _patiently(self, call: Callable[[], Answer]) -> Answer:
@@ -201,6 +238,7 @@ class SuperLinkGrid(Grid):
         self._open.close_heart()
         self._open.grid.close()
         self._arriving.clear()
+        self._room.clear()
         self._open = self._begin()
         raise ConnectionLost("the SuperLink had ended the run; it goes on in a new one")
 

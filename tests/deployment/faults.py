@@ -25,8 +25,8 @@ from server.registry import UNFINISHED, RunRegistry, RunRow
 from server.run_folder import registry_url
 from tests.deployment.hospitals import loopback
 
-# A round of the second stage trains for some seconds and moves 45 MB each way: each of its phases can be hit. MoCo keeps
-# its queue and key encoder at the site, so a round that is played again must begin from the right ones of them.
+# A round of the second stage trains for some seconds and moves 45 MB each way: each of its phases can be hit. MoCo
+# keeps its queue and key encoder at the site: a round that is played again must begin from the right ones of them.
 CONFIG = """
 name = "faults"
 seed = 5
@@ -190,14 +190,7 @@ def begin(federation: Loopback, **options: Any) -> Run:
 
 def launched(federation: Loopback, earlier: set[str]) -> Run:
     """The run that somebody else launches now."""
-    folder = federation.home / "runs"
-    new = lambda: (
-        [path.name for path in folder.glob("*/config.toml")]
-        and (  # noqa: E731
-            {path.parent.name for path in folder.glob("*/federation.json")} - earlier
-        )
-    )
-    return Run(federation, until(new, "a run is launched").pop())
+    return Run(federation, until(lambda: runs_of(federation) - earlier, "a run is launched").pop())
 
 
 def runs_of(federation: Loopback) -> set[str]:
@@ -279,4 +272,9 @@ class Watch:
         self._what, self._since = what, time.monotonic()
 
     def stop(self) -> None:
-        print(f"RECOVERY {self._what}: {time.monotonic() - self._since:.1f} s")  # noqa: T201
+        tell(self._what, time.monotonic() - self._since)
+
+
+def tell(what: str, seconds: float) -> None:
+    """Print a duration; pytest shows it with ``-rP``."""
+    print(f"RECOVERY {what}: {seconds:.1f} s")  # noqa: T201

@@ -12,15 +12,21 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
-from aiseeme_models.errors import InputError
-from federation_configs.signatures import create_signing_key, public_hex
+from aiseeme_models.errors import InputError, RunFailed
+from federation_configs.loading import to_toml
+from federation_configs.signatures import create_signing_key, load_signing_key, public_hex
 from server.cli import app
-from server.federation_home import check_settings, to_toml
+from server.federation_home import check_settings
+from server.federation_home import to_toml as settings_to_toml
+from server.final_files import FinalFiles
+from server.global_model import backbone_of
 from server.lineage import Lineage, verify, verify_model, verify_run
 from server.models_list import list_models
+from server.probing import ProbeOutcome
 from server.registry import RunRegistry
 from server.run_folder import registry_url
 from server.signed_files import CHECKPOINT, EXPORT, MODEL, signature_file, write_signature, write_signed
+from tests.conftest import tiny_config
 from tests.server.finished_runs import RUN, finished_run, run_config
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -87,6 +93,10 @@ def swap(one: Path, other: Path) -> None:
     other.write_bytes(first)
 
 
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -101,6 +111,28 @@ def test_a_whole_signed_run_is_walked_from_its_model_to_round_0(run):
     assert "5 checkpoints, round 0 to 4" in told
     assert f"6 signatures by {found.key} (pinned)" in told
     assert found.notes == []
+
+
+def test_a_federation_that_was_really_played_is_verified_and_resumes_from_no_forged_round(federation):
+    played = federation(tiny_config(curriculum={"stage": [{"task": "rotation", "rounds": 2, "batch_size": 4}]}))
+    loop = played.loop()
+    loop.signing_key = KEY
+    state, vector = loop.play()
+    (loop.folder / "config.toml").write_text(to_toml(played.config))
+    files = FinalFiles(played.config, loop.folder, classes={}, signing_key=KEY)
+    files.done(state, backbone_of(played.config, 0, vector), ProbeOutcome(None, None, "not probed"), 1.0)
+    found = walked(loop.folder)
+    assert found.problems == [] and found.signed
+    assert any("4 signatures" in line for line in found.verified)
+    last = json.loads(round_file(loop.folder, 2).read_bytes())
+    images = {line["site"]: line["images"] for line in metrics(loop.folder) if line["round"] == 2 and "images" in line}
+    assert {name: site["images"] for name, site in last["sites"].items()} == images and len(images) == 3
+    for number in range(3):
+        resigned(round_file(loop.folder, number), CHECKPOINT)
+    again = played.loop()
+    again.signing_key = KEY
+    with pytest.raises(RunFailed, match="none of its checkpoints can be used"):
+        again.play()
 
 
 def test_every_manifest_says_who_counted_and_with_what(run):
@@ -265,11 +297,23 @@ def test_what_was_changed_is_named(what, run):
     assert any(problem in named for named in found.problems), found.problems
 
 
-def test_a_changed_configuration_is_found_in_every_round(run):
+def test_a_changed_configuration_is_found_before_there_is_a_model(run):
+    shutil.rmtree(run / "model")
     config = run / "config.toml"
     config.write_text(config.read_text().replace("seed = 0", "seed = 1"))
     problems = walked(run).problems
     assert sum("was trained with another configuration" in problem for problem in problems) == LAST + 1
+
+
+def test_a_later_version_that_resolves_configurations_in_another_way_still_verifies(run, monkeypatch):
+    """A key that a version adds is in what it resolves, and so in the digest; not in the file of old."""
+    monkeypatch.setattr("server.lineage.config_sha256", lambda config: "0" * 64)
+    monkeypatch.setattr("federation_configs.loading.config_sha256", lambda config: "0" * 64)
+    monkeypatch.setattr("server.lineage.__version__", "99")
+    assert walked(run).problems == []
+    shutil.rmtree(run / "model")
+    found = walked(run)
+    assert found.problems == [] and any("resolved it in another way" in note for note in found.notes)
 
 
 def test_a_run_under_another_name_is_found_out(run):
@@ -324,7 +368,7 @@ def test_manifests_of_the_format_before_signatures_are_still_read(unsigned):
         parent = sha256(path)
     model = unsigned / "model" / "model.json"
     old = json.loads(model.read_bytes()) | {"format": 1}
-    for key in ("round", "parent_sha256", "layout_sha256", "sites"):
+    for key in ("round", "parent_sha256", "config_file_sha256", "layout_sha256", "sites"):
         del old[key]
     model.write_text(json.dumps(old))
     found = verify_run(unsigned)
@@ -372,10 +416,12 @@ def test_a_manifest_that_is_no_manifest_is_not_read_to_its_end(unsigned):
 # The commands
 
 
-def federation_of(folder: Path, key: Ed25519PrivateKey | None = None) -> Path:
+def federation_of(folder: Path) -> Path:
     """A federation's home as far as these commands need it."""
     (folder / "keys").mkdir(parents=True)
-    (folder / "federation.toml").write_bytes(to_toml(check_settings({"name": "f", "hostname": "localhost"}, "test")))
+    (folder / "federation.toml").write_bytes(
+        settings_to_toml(check_settings({"name": "f", "hostname": "localhost"}, "test"))
+    )
     create_signing_key(folder / "keys" / "signing.key")
     return folder
 
@@ -388,6 +434,8 @@ def test_verify_ends_with_0_or_1_and_says_why(run):
     key = public_hex(KEY.public_key())
     done = called("verify", RUN, "--runs", run.parent, "--key", key.upper())
     assert done.exit_code == 0 and f"run {RUN}: whole, signed" in done.output and key in done.output
+    in_groups = " ".join(key[start : start + 4] for start in range(0, 64, 4))  # as `aiseeme init` shows it
+    assert called("verify", RUN, "--runs", run.parent, "--key", in_groups).exit_code == 0
     done = called("verify", RUN, "--runs", run.parent, "--key", public_hex(OTHER.public_key()))
     assert done.exit_code == 1 and "model.json is signed by another key" in done.output
     flip(run / "model" / "backbone.safetensors")
@@ -398,8 +446,6 @@ def test_verify_ends_with_0_or_1_and_says_why(run):
 
 
 def test_verify_takes_the_key_of_the_federation_that_the_runs_belong_to(tmp_path, monkeypatch):
-    from federation_configs.signatures import load_signing_key
-
     home = federation_of(tmp_path / "home")
     own = load_signing_key(home / "keys" / "signing.key")
     finished_run(home / "runs", key=own)
