@@ -17,9 +17,11 @@ import httpx
 from flwr.app import Context, Message
 
 from client.flower_adapter import AGENTAPP, CLIENTAPP
-from federation_configs.flower import check_version, hasten_object_pulls
+from federation_configs.flower import check_version, hasten_object_pulls, inflate, objects_of
 
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+_MOST_BYTES = 2**31
+"""The weights in one request: 500 million of them."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class NodeTask:
     """One message to be answered.
 
     Attributes:
-        message: with its content.
+        message: with its content, where that could be read.
+        is_readable: false where the objects that came do not make a message.
         context: Flower's.
         bundle_sha256: hash of the bundle that the run names.
         is_for_clients: false for the kinds of task that a site never runs.
@@ -35,6 +38,7 @@ class NodeTask:
     """
 
     message: Message
+    is_readable: bool
     context: Context
     bundle_sha256: str
     is_for_clients: bool
@@ -79,7 +83,6 @@ class NodeTasks:
         """
         from flwr.proto.runtime_pb2 import AcquireTaskRequest
         from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
-        from flwr.supernode.runtime.run_clientapp import pull_task_input
 
         # Agent tasks are taken too, to be refused: a message that nobody answers would block the SuperNode for ever.
         answer = self._acquirer.AcquireTask(AcquireTaskRequest(supported_task_types=[CLIENTAPP, AGENTAPP]))
@@ -92,15 +95,7 @@ class NodeTasks:
         heart = _heart(client)
         heart.start()
         try:
-            message, context, _run, fab = pull_task_input(client)
-            yield NodeTask(
-                message=message,
-                context=context,
-                bundle_sha256=hashlib.sha256(fab.content).hexdigest(),
-                is_for_clients=answer.task.type == CLIENTAPP,
-                expires=message.metadata.created_at + message.metadata.ttl,
-                _client=client,
-            )
+            yield _task(client, is_for_clients=answer.task.type == CLIENTAPP)
         finally:
             if heart.is_running:
                 heart.stop()
@@ -111,6 +106,49 @@ class NodeTasks:
 
         # Without Flower's retries: they send SIGINT to this process when a run has ended.
         return RuntimeHttpClient.from_server_address(self._address, True, None, list(interceptors))
+
+
+def _task(client: Any, *, is_for_clients: bool) -> NodeTask:
+    """What `flwr.supernode.runtime.run_clientapp.pull_task_input` does, also for a message that cannot be read."""
+    from flwr.common.serde import context_from_proto, message_from_proto
+    from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+    from flwr.proto.node_pb2 import Node
+    from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullTaskInputRequest
+    from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+    from flwr.supercore.inflatable.inflatable_utils import pull_objects
+    from flwr.supercore.task_identity import TaskIdentity
+
+    asked = client.PullTaskInput(PullTaskInputRequest())
+    TaskIdentity.task_id, TaskIdentity.run_id = asked.task_id, asked.run.run_id
+    TaskIdentity.node_id = asked.context.node_id
+    pulled = client.PullMessages(PullAppMessagesRequest())
+    head, tree = message_from_proto(pulled.messages_list[0]), pulled.message_object_trees[0]
+    node, run = Node(node_id=asked.context.node_id), asked.context.run_id
+    contents = pull_objects(objects_of(tree), make_pull_object_fn_protobuf(client.PullObject, node, run))
+    client.ConfirmMessageReceived(
+        ConfirmMessageReceivedRequest(node=node, run_id=run, message_object_id=tree.object_id)
+    )
+    try:
+        message, is_readable = inflate(tree.object_id, contents, _MOST_BYTES), True
+    except ValueError:
+        message, is_readable = head, False
+    if is_readable and _place(message) != _place(head):  # what is inside says otherwise than the label
+        message, is_readable = head, False
+    return NodeTask(
+        message=message,
+        is_readable=is_readable,
+        context=context_from_proto(asked.context),
+        bundle_sha256=hashlib.sha256(asked.fab.content).hexdigest(),
+        is_for_clients=is_for_clients,
+        expires=head.metadata.created_at + head.metadata.ttl,
+        _client=client,
+    )
+
+
+def _place(message: Message) -> tuple[int, int, int, str, str]:
+    """From where to where in which run a message goes, and what it asks."""
+    data = message.metadata
+    return data.run_id, data.src_node_id, data.dst_node_id, data.message_type, data.reply_to_message_id
 
 
 def _heart(client: Any) -> Any:

@@ -22,6 +22,7 @@ from aiseeme_models.printable import printable
 from client.app import make_client_app
 from client.gate import Gate
 from client.ledger import Ledger
+from client.ledger_chain import LedgerBroken
 from client.local_state import forget_old_runs
 from client.membership import load_membership
 from client.node_files import NodeFiles
@@ -136,10 +137,18 @@ class Runner:
 
     def _answer(self, task: NodeTask) -> Message:
         if not task.is_for_clients or task.bundle_sha256 not in self._approved:
-            code = SiteError.BUNDLE_NOT_APPROVED
-            self._ledger.append("refused", what="bundle", code=code.name, sha256=task.bundle_sha256)
-            return error_reply(code, task.message)
-        return self._app(task.message, task.context)
+            return self._refuse(task, "bundle", SiteError.BUNDLE_NOT_APPROVED, sha256=task.bundle_sha256)
+        if not task.is_readable:
+            return self._refuse(task, "message", SiteError.BAD_REQUEST)
+        try:
+            return self._app(task.message, task.context)
+        except Exception:  # the app lets none through: it was not called, as there is no such type of message
+            return self._refuse(task, "message", SiteError.BAD_REQUEST)
+
+    def _refuse(self, task: NodeTask, what: str, code: SiteError, **fields: str) -> Message:
+        with contextlib.suppress(OSError, LedgerBroken):  # nothing was done, and nothing but the code leaves
+            self._ledger.append("refused", what=what, code=code.name, **fields)
+        return error_reply(code, task.message)
 
 
 def main() -> None:

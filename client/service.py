@@ -100,8 +100,8 @@ class _Contact:
     def _explain(self) -> None:
         from client.check import look_at_gateway
 
-        bad = [found.says for found in look_at_gateway(self._membership, self._connection.proxy) if not found.ok]
-        reason = "; ".join(bad)
+        looked = look_at_gateway(self._membership, self._connection.proxy)
+        reason = "; ".join(f"{found.what}: {found.says}" for found in looked if not found.ok)
         if reason and reason != self._said and not self._connected:
             self._said = reason
             say(printable(f"not connected: {reason}", LONGEST_LINE))

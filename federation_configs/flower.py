@@ -1,10 +1,15 @@
-"""What both parties' uses of Flower 1.41 have in common: its version, a silent environment, and quick object pulls."""
+"""What both parties' uses of Flower 1.41 have in common: its version, a silent environment, quick pulls, messages."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flwr.app import Message
 
 FLWR_VERSION = "1.41.0"
 
@@ -63,3 +68,52 @@ def hasten_object_pulls() -> None:
         if defaults is None or not {"initial_backoff", "backoff_cap", "max_tries_per_object"} <= set(defaults):
             raise RuntimeError("this flwr pulls objects in another way than the one that was verified")
         defaults.update(initial_backoff=0.05, backoff_cap=0.2, max_tries_per_object=20_000)
+
+
+def objects_of(tree: Any) -> list[str]:
+    """The ids of all objects of a message's tree, each once."""
+    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+
+    return list(dict.fromkeys(node.object_id for node in iterate_object_tree(tree)))
+
+
+def inflate(message_id: str, contents: dict[str, bytes], most_bytes: int) -> Message:
+    """A message from its objects (`flwr.supercore.inflatable`, private), which another party has made.
+
+    Args:
+        message_id: id of the object that is the message.
+        contents: all objects by id; they are used up.
+        most_bytes: how large its arrays may be together. An array says which pieces it is made of, and may name one
+            piece a million times.
+
+    Raises:
+        ValueError: they do not make a message with a content or an error, or a larger one.
+    """
+    from flwr.app import Message
+    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+    try:
+        if sum(_inflated(content, contents) for content in contents.values()) > most_bytes:
+            raise ValueError("its arrays are too large")
+        message = inflate_object_from_contents(message_id, contents)
+    except Exception as error:  # whatever Flower raises for objects of any kind in any order
+        raise ValueError(f"the objects of a message cannot be read: {type(error).__name__}") from error
+    if not isinstance(message, Message) or message.has_content() == message.has_error():
+        raise ValueError("the objects do not make a message")
+    message.metadata.__dict__["_message_id"] = message_id
+    return message
+
+
+def _inflated(content: bytes, contents: Mapping[str, bytes]) -> int:
+    """How many bytes an object becomes: an array as many as the pieces that it names, each as often as it is named."""
+    from flwr.app import Array
+    from flwr.supercore.inflatable.inflatable_object import (
+        get_object_body,
+        get_object_head_values_from_object_content,
+    )
+
+    kind, pieces, _ = get_object_head_values_from_object_content(content)
+    if kind != Array.__qualname__:
+        return 0
+    named = json.loads(get_object_body(content, Array))["arraychunk_ids"]
+    return sum(len(contents[pieces[index]]) for index in named)

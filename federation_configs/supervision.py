@@ -77,7 +77,7 @@ class Kept:
         now = time.monotonic()
         if self.process is None:
             if now >= self._next:
-                self.start()
+                self._try_to_start(say, now)
             return
         code = self.process.poll()
         if code is None:
@@ -94,6 +94,15 @@ class Kept:
         say(f"{self.name} ended ({_in_words(code)}); it is started again in {max(0.0, self._next - now):.0f} s")
         kill_group(self.process.pid, signal.SIGKILL)  # what it had started
         self.process = None
+
+    def _try_to_start(self, say: Callable[[str], None], now: float) -> None:
+        """Start it, or try again later: a disk that is full or a table of processes that is, may not be so for ever."""
+        try:
+            self.start()
+        except OSError as error:
+            self._delay = min(self._delay * 2, _LONGEST_DELAY_S)
+            self._next = now + self._delay
+            say(f"{self.name} cannot be started ({error.strerror}); it is tried again in {self._delay:.0f} s")
 
     def end(self, grace_s: float) -> None:
         """End it with all it started: asked first, killed after ``grace_s`` seconds."""

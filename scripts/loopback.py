@@ -22,7 +22,10 @@ from typing import Any
 
 import psutil
 
+from aiseeme_models.errors import InputError
+from federation_configs.loading import load_config
 from federation_configs.supervision import say
+from server.gateway import find_nginx
 
 AISEEME, AISEEME_SITE = "from server.cli import main; main()", "from client.cli import main; main()"
 # Many processes on few cores: threads that wait for each other would only be in the others' way.
@@ -297,46 +300,49 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path(__file__).parent / "loopback.toml")
     parser.add_argument("--images", type=int, default=40, help="per hospital")
     given = parser.parse_args()
-    folder = given.folder.resolve()
+    try:
+        _show(given.folder, given.config, given.images)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
+    except LoopbackError as error:
+        raise SystemExit(f"failed: {error}") from None
+
+
+def _show(folder: Path, config_file: Path, images: int) -> None:
+    config = load_config(str(config_file))  # a mistake in it, or a missing nginx, is said before anything is started
+    find_nginx()
     if folder.exists():
-        raise SystemExit(f"error: {folder} is there already: name a new folder, or remove it")
+        raise InputError(f"{folder} is there already: name a new folder, or remove it")
     folder.mkdir(parents=True)
     phantoms = folder / "phantoms"
     say(f"three phantom hospitals in {phantoms}")
-    ran(aiseeme_site("phantom", phantoms, "--sites", 3, "--images", given.images))
+    ran(aiseeme_site("phantom", phantoms, "--sites", 3, "--images", images))
     pictures = {one.name: one for one in sorted(phantoms.iterdir()) if one.is_dir()}
     say("a federation with its own authority; every hospital makes its own key, joins and scans its images")
-    with Loopback(folder, given.config.read_text(), pictures) as federation:
+    with Loopback(folder, config_file.read_text(), pictures, size=config.images.size) as federation:
+        say("the coordinator and the hospitals start, each a process of its own")
         federation.start()
-        say(f"all connected, over TLS, to localhost:{federation.port}; logs are in {folder}")
-        launched = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                AISEEME,
-                "launch",
-                str(federation.config_file),
-                "--federation",
-                str(federation.home),
-            ],
-            env=ENVIRONMENT,
-            check=False,
-        )
+        say(f"all connected, over TLS, to localhost:{federation.port}; their logs are in {folder}")
+        launch = ("launch", str(federation.config_file), "--federation", str(federation.home))
+        launched = subprocess.run([sys.executable, "-c", AISEEME, *launch], env=ENVIRONMENT, check=False)
         if launched.returncode != 0:
-            raise SystemExit(launched.returncode)
+            raise LoopbackError(f"the run is not done; the logs are in {folder}")
         (run,) = [path.name for path in (federation.home / "runs").iterdir() if path.is_dir()]
         ran(aiseeme("verify", run, "--federation", federation.home))
         say("the signed chain from the final model back to round 0 was verified")
         expected, found = federation.simulated()["backbone_sha256"], federation.results(run)["backbone_sha256"]
         if expected != found:
-            raise SystemExit(f"the federation's backbone {found} is not the simulation's {expected}")
+            raise LoopbackError(f"the federation's backbone {found} is not the simulation's {expected}")
         say(f"its backbone is bit for bit the one of `aiseeme simulate`: sha256 {found}")
         for hospital in federation.hospitals.values():
             hospital.service.stop()
         federation.server.stop()
-    say(f"the report:             {federation.home}/runs/{run}/report.html")
-    say(f"what a hospital keeps:  aiseeme-site ledger --home {next(iter(federation.hospitals.values())).home}")
-    say(f"the coordinator's list: aiseeme runs --runs {federation.home}/runs")
+    say("everything is stopped. Look at:")
+    site = next(iter(federation.hospitals.values())).home
+    say(f"  the report            {federation.home}/runs/{run}/report.html")
+    say(f"  the runs              .venv/bin/aiseeme runs --runs {federation.home}/runs")
+    say(f"  the hospitals         .venv/bin/aiseeme site list --federation {federation.home}")
+    say(f"  a hospital's ledger   .venv/bin/aiseeme-site ledger --home {site}")
 
 
 if __name__ == "__main__":

@@ -228,33 +228,8 @@ class OpenRun:
             self._heart.stop()
 
 
-def inflate(message_id: str, contents: dict[str, bytes]) -> Message:
-    """A message from its objects (`flwr.supercore.inflatable`, private).
-
-    Raises:
-        ValueError: they do not make a message with a content or an error; another party has made them.
-    """
-    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-
-    try:
-        message = inflate_object_from_contents(message_id, contents)
-    except Exception as error:  # whatever Flower raises for objects of any kind in any order
-        raise ValueError(f"the objects of a reply cannot be read: {type(error).__name__}") from error
-    if not isinstance(message, Message) or message.has_content() == message.has_error():
-        raise ValueError("the objects of a reply do not make a message")
-    name_message(message, message_id)
-    return message
-
-
 def spoilt(head: Any, code: int) -> Message:
     """What stands for a reply that is not read: its head (`flwr.proto.message_pb2.Message`) with an error."""
     from flwr.common.serde import metadata_from_proto
 
     return Message(error=Error(code), metadata=metadata_from_proto(head.metadata))  # type: ignore[call-overload,no-any-return]
-
-
-def objects_of(tree: Any) -> list[str]:
-    """The ids of all objects of a tree, each once."""
-    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-
-    return list(dict.fromkeys(node.object_id for node in iterate_object_tree(tree)))

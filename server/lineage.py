@@ -198,7 +198,7 @@ def verify_export(
             f"{export.folder}/{name}: no export wrote this file" for name in sorted(there - set(export.files))
         ]
     if len(walk.found.problems) == before:
-        walk.found.verified.append(f"{len(export.files)} exported files ({export.export_format})")
+        walk.found.verified.append(f"the export ({export.export_format}): {', '.join(export.files)}")
     run = home / export.facts.run
     model = run / MODEL_FOLDER
     if not (model / MANIFEST_FILE).is_file():

@@ -57,7 +57,14 @@ class Refused:
 
 
 NO_ANSWER = Refused(Missed.NO_ANSWER, "no answer before the deadline")
+NOT_CONNECTED = Refused(Missed.NO_ANSWER, "it is not connected")
 
+_FLOWERS = {  # `flwr.common.constant.ErrorCode`: what SuperLink and node say where the site's runner says nothing
+    3: NO_ANSWER,
+    5: Refused(Missed.NO_ANSWER, "its connection was lost"),
+    7: Refused(Missed.FOREIGN_ERROR, "the site has not approved this app bundle"),
+    8: Refused(Missed.FOREIGN_ERROR, "the site's runner ended in the middle of its work"),
+}
 
 WRONG_QUESTION = Refused(Missed.WRONG_QUESTION, "the reply is none to this request")
 
@@ -77,8 +84,8 @@ def error_in(message: Message, nonce: str | None) -> Refused | None:
         return Refused(Missed.SITE_ERROR, SiteError(message.error.code).sentence)
     if message.error.code in set(Spoilt):
         return Refused(Missed.MALFORMED, _SPOILT[Spoilt(message.error.code)])
-    if message.error.code == 3:
-        return NO_ANSWER
+    if message.error.code in _FLOWERS:
+        return _FLOWERS[message.error.code]
     return Refused(Missed.FOREIGN_ERROR, f"the site's client failed (Flower error {int(message.error.code)})")
 
 

@@ -12,7 +12,7 @@ from federation_configs.schema import FederationConfig
 from federation_configs.wire import PROTOCOL, DescribeReply, DescribeRequest
 from server.exchange import ask
 from server.observer import Observer
-from server.replies import NO_ANSWER, WRONG_QUESTION, Missed, Refused, error_in
+from server.replies import NO_ANSWER, NOT_CONNECTED, WRONG_QUESTION, Missed, Refused, error_in
 from server.request_signing import RequestSigner, pack_for_any
 from server.run_state import RunState
 
@@ -91,7 +91,8 @@ class Roster:
             site.images, site.validation = described.train, described.validation
             site.rejected = {reason.value: count for reason, count in described.rejected.items()}
         absent = sorted(self._names - set(self.nodes.values()))
-        others = NO_ANSWER if owners is not None else _why(absent, anonymous)
+        # Whose node was asked is named; who is absent beside them has no node that is online.
+        others = NOT_CONNECTED if owners is not None else _why(absent, anonymous)
         self.refused = {name: named.get(name, others) for name in absent}
         observer.sites_described(state, self.refused)
 

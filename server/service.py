@@ -136,11 +136,11 @@ class _Runs:
     def _crashed(self, row: RunRow) -> None:
         self._crashes = self._crashes + 1 if row.rounds_done == self._rounds_then else 1
         self._rounds_then = row.rounds_done
+        say(f"run {row.id}: its process ended unexpectedly ({self._crashes} of {_MOST_CRASHES})")
         if self._crashes >= _MOST_CRASHES:
             reason = f"its process ended {self._crashes} times in round {row.rounds_done + 1}: see coordinator.log"
             self._registry.update(row.id, {"status": "failed", "reason": reason, "pid": None})
             self._crashes = 0
-        say(f"run {row.id}: its process ended unexpectedly ({self._crashes} of {_MOST_CRASHES})")
 
 
 def serve(home: FederationHome) -> None:

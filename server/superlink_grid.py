@@ -14,8 +14,9 @@ from flwr.serverapp import Grid
 
 from aiseeme_models.errors import RunFailed
 from federation_configs.bundle_file import bundle_bytes
+from federation_configs.flower import inflate, objects_of
 from server.exchange import ConnectionLost, RunStopped
-from server.flower_adapter import RUN_GONE, Link, OpenRun, inflate, objects_of, spoilt
+from server.flower_adapter import RUN_GONE, Link, OpenRun, spoilt
 from server.replies import Spoilt
 
 if TYPE_CHECKING:
@@ -31,13 +32,20 @@ _SPARE_BYTES, _SPARE_OBJECTS, _LEAST_PER_OBJECT = 2**20, 64, 2**16
 
 @dataclass
 class _Reply:
-    """A reply whose objects are being fetched, of at most ``room`` bytes."""
+    """A reply whose objects are being fetched, of at most ``most`` bytes."""
 
     head: Any
     lacking: list[str]
-    room: int
+    most: int
     contents: dict[str, bytes] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
+    bytes: int = 0
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether it has more bytes or objects than it may have."""
+        objects = len(self.lacking) + len(self.contents)
+        return self.bytes > self.most or objects > _SPARE_OBJECTS + self.most // _LEAST_PER_OBJECT
 
     @property
     def message_id(self) -> str:
@@ -152,31 +160,32 @@ class SuperLinkGrid(Grid):
             if (pulled := self._open.pull(message_id)) is None:
                 return None
             head, tree = pulled
-            reply = _Reply(head, objects_of(tree), self._room.pop(message_id, _SPARE_BYTES))
+            reply = _Reply(head, objects_of(tree), self._room.get(message_id, _SPARE_BYTES))
             self._arriving[message_id] = reply
-        if len(reply.lacking) > _SPARE_OBJECTS + reply.room // _LEAST_PER_OBJECT or reply.room < 0:
-            return self._spoilt(message_id, reply, Spoilt.TOO_LARGE)
         if not self._fetch(reply):
             if time.monotonic() - reply.since > _UPLOAD_S:
                 del self._arriving[message_id]
                 raise httpx.ReadTimeout("a reply's upload was not finished")
             return None
-        if reply.room < 0:
+        if reply.is_too_large:
             return self._spoilt(message_id, reply, Spoilt.TOO_LARGE)
         try:
-            message = inflate(reply.message_id, reply.contents)
+            message = inflate(reply.message_id, reply.contents, reply.most)
         except ValueError:
             return self._spoilt(message_id, reply, Spoilt.NO_MESSAGE)
         if message.metadata.reply_to_message_id != message_id:
             return self._spoilt(message_id, reply, Spoilt.NO_MESSAGE)
-        del self._arriving[message_id]
-        self._open.confirm(reply.message_id)
+        self._let_go(message_id, reply)
         return message
 
     def _spoilt(self, message_id: str, reply: _Reply, code: Spoilt) -> Message:
-        del self._arriving[message_id]
-        self._open.confirm(reply.message_id)
+        self._let_go(message_id, reply)
         return spoilt(reply.head, code)
+
+    def _let_go(self, message_id: str, reply: _Reply) -> None:
+        del self._arriving[message_id]
+        with contextlib.suppress(httpx.HTTPError):  # what the SuperLink keeps of it goes with the run
+            self._open.confirm(reply.message_id)
 
     def _fetch(self, reply: _Reply) -> bool:
         """Fetch what has arrived of a reply; whether that is whole, or more than it may be."""
@@ -184,15 +193,15 @@ class SuperLinkGrid(Grid):
 
         pull = self._open.object_puller()
         for object_id in list(reply.lacking):
+            if reply.is_too_large:
+                return True
             try:
                 content = reply.contents[object_id] = pull(object_id)
             except (ObjectUnavailableError, ObjectPullError):
                 # A lost upload is found out by the time it takes; the round's deadline bounds that too.
                 return False
             reply.lacking.remove(object_id)
-            reply.room -= len(content)
-            if reply.room < 0:
-                return True
+            reply.bytes += len(content)
         return True
 
     def _patiently(self, call: Callable[[], Answer]) -> Answer:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,16 +20,16 @@ import psutil
 from aiseeme_models.errors import InputError, RunFailed
 from client.node_files import NodeFiles
 from federation_configs.loading import load_config
-from scripts.loopback import Hospital, Loopback, Service, until
+from scripts.loopback import AISEEME, ENVIRONMENT, Hospital, Loopback, Service, until
 from server.federation_home import FederationHome
 from server.launching import launch, stop
 from server.registry import UNFINISHED, RunRegistry, RunRow
 from server.run_folder import registry_url
 from tests.deployment.hospitals import loopback
 
-# A round of the second stage trains for some seconds and moves 45 MB each way: each of its phases can be hit. MoCo
-# keeps its queue and key encoder at the site: a round that is played again must begin from the right ones of them.
-CONFIG = """
+# A round trains for some seconds and moves 45 MB each way: each of its phases can be hit. MoCo keeps its queue and key
+# encoder at the site: a second round that is played again must begin from the right ones of them.
+_CONFIG = """
 name = "faults"
 seed = 5
 [images]
@@ -37,15 +39,11 @@ size = 32
 backbone = "resnet18"
 norm = "group"
 [[curriculum.stage]]
-task = "rotation"
-rounds = 1
-batch_size = 4
-[[curriculum.stage]]
 task = "moco"
-rounds = 2
+rounds = {rounds}
 batch_size = 4
-local_epochs = 8
-options = { queue = 16 }
+local_epochs = {epochs}
+options = {{ queue = 16 }}
 [federation]
 """
 PATIENT = {"min_sites": 3, "round_deadline_s": 150, "rejoin_s": 150, "round_retries": 4}
@@ -53,17 +51,18 @@ PHASES = ("training", "upload", "aggregation")
 END_S = 420.0
 
 
-def configured(**federation: Any) -> str:
-    """The configuration, with other values in its ``[federation]`` table."""
+def configured(*, rounds: int = 2, epochs: int = 4, **federation: Any) -> str:
+    """The configuration: ``rounds`` of ``epochs``, and other values in its ``[federation]`` table."""
     options = PATIENT | federation
-    return CONFIG + "\n".join(f"{key} = {json.dumps(value)}" for key, value in options.items()) + "\n"
+    played = _CONFIG.format(rounds=rounds, epochs=epochs)
+    return played + "\n".join(f"{key} = {json.dumps(value)}" for key, value in options.items()) + "\n"
 
 
 @functools.cache
-def expected() -> str:
-    """The backbone that every run of `CONFIG` must end with: what a simulation on the same pictures trains."""
+def expected(rounds: int = 2, epochs: int = 4) -> str:
+    """The backbone that a run must end with: what a simulation on the same pictures trains."""
     with tempfile.TemporaryDirectory() as folder:
-        there = loopback(Path(folder), configured())
+        there = loopback(Path(folder), configured(rounds=rounds, epochs=epochs))
         there.config_file = there.folder / "simulated.toml"
         there.config_file.write_text(there.config)
         there.hospitals = {
@@ -79,6 +78,7 @@ class Run:
 
     federation: Loopback
     id: str
+    played: dict[str, int] = field(default_factory=dict)
     _trained: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     @property
@@ -151,10 +151,14 @@ class Run:
         lines = [line for line in log.read_text(errors="replace").splitlines() if "INFO" in line or "ERROR" in line]
         return bool(lines) and "Sent successfully" in lines[-1]
 
-    def wait_for(self, phase: str, site: str = "beta") -> None:
-        """Wait until the run is in a phase of a round that is not the first."""
-        there = {"training": lambda: self.trains(site), "upload": lambda: self.uploads(site)}
-        until(there.get(phase, self.aggregates), lambda: f"{phase} begins\n{self.all_logs()}", 120)
+    def wait_for(self, phase: str, site: str = "beta", *, first: int = 2) -> None:
+        """Wait until the run is in a phase of a round that is not before ``first``."""
+        there = {
+            "training": lambda: self.trains(site, first),
+            "upload": lambda: self.uploads(site, first),
+            "aggregation": lambda: self.aggregates(first),
+        }
+        until(there[phase], lambda: f"{phase} begins\n{self.all_logs()}", 120)
 
     def wait_for_round(self, number: int, deadline_s: float = END_S) -> None:
         """Wait until a round's checkpoint is there."""
@@ -174,7 +178,7 @@ class Run:
         """Wait for the end, and compare the backbone with the simulation's."""
         row = self.wait_for_end()
         assert row.status == "done", f"{row.status}: {row.reason}\n{self.all_logs()}"
-        assert self.federation.results(self.id)["backbone_sha256"] == expected(), self.all_logs()
+        assert self.federation.results(self.id)["backbone_sha256"] == expected(**self.played), self.all_logs()
 
     def all_logs(self) -> str:
         """What every process has printed last."""
@@ -183,14 +187,34 @@ class Run:
 
 
 def begin(federation: Loopback, **options: Any) -> Run:
-    """Launch a run of `CONFIG` with other values in its ``[federation]`` table."""
+    """Launch a run of `configured` with these options."""
     federation.config_file.write_text(configured(**options))
-    return Run(federation, launch(FederationHome(federation.home), load_config(str(federation.config_file))))
+    run = launch(FederationHome(federation.home), load_config(str(federation.config_file)))
+    return Run(federation, run, _played(options))
 
 
-def launched(federation: Loopback, earlier: set[str]) -> Run:
-    """The run that somebody else launches now."""
-    return Run(federation, until(lambda: runs_of(federation) - earlier, "a run is launched").pop())
+@contextmanager
+def launched(federation: Loopback, **options: Any) -> Iterator[tuple[Run, subprocess.Popen[str]]]:
+    """A run as `aiseeme launch` launches and watches it; the command is ended with the block."""
+    earlier = runs_of(federation)
+    federation.config_file.write_text(configured(**options))
+    command = [sys.executable, "-c", AISEEME, "launch", str(federation.config_file)]
+    with subprocess.Popen(
+        [*command, "--federation", str(federation.home)],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as watching:
+        try:
+            new = until(lambda: runs_of(federation) - earlier, "a run is launched").pop()
+            yield Run(federation, new, _played(options)), watching
+        finally:
+            watching.kill()
+
+
+def _played(options: dict[str, Any]) -> dict[str, int]:
+    return {key: options[key] for key in ("rounds", "epochs") if key in options}
 
 
 def runs_of(federation: Loopback) -> set[str]:

@@ -17,8 +17,15 @@ from flwr.app import Context, Message, RecordDict
 from client.flower_adapter import NodeHooks, heart_beats
 from client.node_tasks import NodeTasks
 from federation_configs.bundle_file import BUNDLE_SHA256, bundle_bytes
-from federation_configs.flower import FLWR_VERSION, check_version, hasten_object_pulls, quiet_environment
-from server.flower_adapter import Link, OpenRun, act_as, inflate, objects_of
+from federation_configs.flower import (
+    FLWR_VERSION,
+    check_version,
+    hasten_object_pulls,
+    inflate,
+    objects_of,
+    quiet_environment,
+)
+from server.flower_adapter import Link, OpenRun, act_as
 
 
 def source(name: str, attribute: str) -> str:
@@ -154,7 +161,7 @@ def test_a_message_travels_as_objects_and_is_the_same_again():
     message = Message(pack(body), 7, "evaluate")
     objects = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
     assert set(objects_of(get_object_tree(message))) == set(objects)
-    again = inflate(message.object_id, objects)
+    again = inflate(message.object_id, objects, 0)
     assert again.content.config_records["body"]["json"] == message.content.config_records["body"]["json"]
     assert again.metadata.message_id == message.object_id
 
@@ -165,12 +172,16 @@ def test_what_is_not_a_message_is_no_reply():
     content = RecordDict()
     objects = {name: part.deflate() for name, part in get_all_nested_objects(content).items()}
     with pytest.raises(ValueError, match="do not make a message"):
-        inflate(content.object_id, objects)
+        inflate(content.object_id, objects, 0)
 
 
 def test_what_the_runner_and_the_coordinator_call_is_there():
     clientapp = importlib.import_module("flwr.supernode.runtime.run_clientapp")
-    assert list(inspect.signature(clientapp.pull_task_input).parameters) == ["client"]
+    # `client.node_tasks` does what this does, in this order.
+    text = inspect.getsource(clientapp.pull_task_input)
+    steps = ["PullTaskInput(", "TaskIdentity", "PullMessages(", "make_pull_object_fn", "make_confirm", "_message_id"]
+    places = [text.index(step) for step in steps]
+    assert places == sorted(places)
     assert list(inspect.signature(clientapp.push_message).parameters) == ["client", "message", "context"]
     assert list(inspect.signature(clientapp.push_task_output).parameters)[:3] == ["client", "context", "sub_status"]
     # The grid's own retries are taken away: they send SIGINT to the coordinator when a run has ended.

@@ -338,7 +338,8 @@ def test_the_array_is_one_for_all_sites_and_hashed_once_a_round(monkeypatch: pyt
     assert [stamp["site"] for stamp in stamps] == list(nodes.values())
     assert len({stamp["nonce"] for stamp in stamps}) == 20
     assert len({content["body"]["signature"] for content in contents.values()}) == 20
-    (described,) = pack_for_any(signer, "describe", DescribeRequest(run="r", config=CONFIG), {7: None}, valid_s=1e9).values()
+    asked = DescribeRequest(run="r", config=CONFIG)
+    (described,) = pack_for_any(signer, "describe", asked, {7: None}, valid_s=1e9).values()
     stamp = json.loads(described["body"]["json"])["stamp"]
     assert stamp["site"] is None and stamp["expires"] - stamp["issued"] == pytest.approx(7 * 86_400)
 
