@@ -45,11 +45,12 @@ def run(
     from client.site_home import site_home
 
     place = site_home(home)
-    chosen = place.config.machine.device if gpu is None else "cuda" if gpu else "cpu"
-    if chosen.startswith("cuda"):
+    chosen = None if gpu is None else "cuda" if gpu else "cpu"
+    if (chosen or place.config.machine.device).startswith("cuda"):
         from aiseeme_models.training.device import choose_device
 
-        choose_device(chosen)  # says now, and once, what the runner would say again and again
+        # Says now, and once, what the runner would say again and again.
+        choose_device(chosen or place.config.machine.device)
     run_site(place, chosen)
 
 

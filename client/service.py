@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiseeme_models import __version__
+from aiseeme_models.errors import InputError
 from aiseeme_models.printable import LONGEST_LINE, printable
 from client.ledger import Ledger
-from client.membership import load_membership
+from client.membership import CURRENT, load_membership, membership_folder
 from client.node_files import NodeFiles
+from client.site_home import SETTINGS, SiteHome
 from federation_configs.bundle_file import BUNDLE_SHA256
 from federation_configs.flower import quiet_environment
 from federation_configs.supervision import Kept, StopAsked, end_all, say
@@ -21,31 +23,52 @@ from federation_configs.supervision import Kept, StopAsked, end_all, say
 if TYPE_CHECKING:
     from client.membership import SiteMembership
     from client.site_config import ConnectionOptions
-    from client.site_home import SiteHome
 
 _DEAF_S = 120.0
 """A node's loop sleeps at most about 20 s between two tries to reach a gateway that is away."""
-_SILENT_S = 60.0
+_SILENT_S, _WARN_DAYS = 60.0, 30
 _FIRST_LOOK_S, _LOOK_EVERY_S = 10.0, 60.0
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 
 
-def run_site(home: SiteHome, device: str) -> None:
-    """Take part in the federation until SIGTERM or SIGINT.
+def run_site(home: SiteHome, device: str | None) -> None:
+    """Take part in the federation until SIGTERM or SIGINT; changed settings and a renewed certificate are taken up.
 
     Args:
         home: a site that has joined.
-        device: a torch device string, ``auto`` for what there is.
+        device: a torch device string; None: the one of site.toml.
 
     Raises:
         InputError: the site has not joined, its settings are wrong, or it is running already.
     """
-    membership, config = load_membership(home), home.config
-    files, ledger = NodeFiles(home.folder), Ledger.in_home(home.folder)
-    stop = StopAsked()
-    with files.held():
-        ledger.append("started-up", version=__version__, bundle=BUNDLE_SHA256)
-        folder = str(home.folder.resolve())
+    stop, stamp = StopAsked(), _stamp(home)
+    parts = _Parts(home, device)
+    with parts.files.held():
+        Ledger.in_home(home.folder).append("started-up", version=__version__, bundle=BUNDLE_SHA256)
+        parts.introduce()
+        try:
+            while not stop.asked:
+                parts.tend()
+                if (now := _stamp(home)) != stamp:
+                    stamp = now
+                    parts = _renewed(parts, home.folder, device)
+                stop.wait(0.5)
+        finally:
+            say("stopping")
+            end_all(parts.kept)
+
+
+class _Parts:
+    """The node and the runner of a site under one version of its settings, not started yet.
+
+    Raises:
+        InputError: the site has not joined, or its settings are wrong.
+    """
+
+    def __init__(self, home: SiteHome, device: str | None) -> None:
+        membership, config = load_membership(home), home.config
+        self._membership, self.files = membership, NodeFiles(home.folder)
+        folder, files = str(home.folder.resolve()), self.files
         node = Kept(
             "the node",
             lambda: [sys.executable, "-m", "client.supernode", folder, str(files.choose_port())],
@@ -56,24 +79,48 @@ def run_site(home: SiteHome, device: str) -> None:
         )
         runner = Kept(
             "the runner",
-            lambda: [sys.executable, "-m", "client.runner", folder, device],
+            lambda: [sys.executable, "-m", "client.runner", folder, device or config.machine.device],
             quiet_environment(files.flower_home),
             None,
         )
+        self.kept = [node, runner]
+        self._contact = _Contact(files, membership, config.connection)
+
+    def introduce(self) -> None:
+        """Say who takes part where, and for how long."""
+        membership = self._membership
         days = (membership.expires.timestamp() - time.time()) / 86_400
         say(f"{membership.site} takes part in {membership.federation} at {membership.gateway_host}")
-        if days < 30:
+        if days < _WARN_DAYS:
             say(f"its certificate ends in {days:.0f} days: ask the coordinator for `aiseeme site rotate`")
-        contact = _Contact(files, membership, config.connection)
-        try:
-            while not stop.asked:
-                for kept in (node, runner):
-                    kept.tend(say)
-                contact.tend()
-                stop.wait(0.5)
-        finally:
-            say("stopping")
-            end_all([node, runner])
+
+    def tend(self) -> None:
+        """Keep them alive; call this about every second."""
+        for kept in self.kept:
+            kept.tend(say)
+        self._contact.tend()
+
+
+def _renewed(parts: _Parts, home: Path, device: str | None) -> _Parts:
+    """The parts under changed settings, the old ones ended; the old ones go on where the new settings are wrong."""
+    try:
+        renewed = _Parts(SiteHome(home), device)
+    except InputError as error:
+        say(printable(f"the changed settings are not used: {error}", LONGEST_LINE))
+        return parts
+    say("the settings have changed: node and runner are started again")
+    end_all(parts.kept)
+    renewed.introduce()
+    return renewed
+
+
+def _stamp(home: SiteHome) -> tuple[str, int]:
+    """Changes with the site's settings and with its certificate."""
+    try:
+        settings = (home.folder / SETTINGS).stat().st_mtime_ns
+    except FileNotFoundError:
+        settings = 0
+    return str((membership_folder(home.folder) / CURRENT).resolve()), settings
 
 
 class _Contact:

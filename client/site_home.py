@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from client.catalogue import Catalogue
 
 HOME_VARIABLE = "AISEEME_SITE"
+SETTINGS = "site.toml"
 
 
 def site_home(given: Path | None) -> SiteHome:
@@ -36,7 +37,7 @@ class SiteHome:
     @cached_property
     def config(self) -> SiteConfig:
         """The site's settings; raises InputError for a mistake in ``site.toml``."""
-        return load_site_config(self.folder / "site.toml")
+        return load_site_config(self.folder / SETTINGS)
 
     @cached_property
     def key(self) -> SiteKey:

@@ -230,6 +230,6 @@ class OpenRun:
 
 def spoilt(head: Any, code: int) -> Message:
     """What stands for a reply that is not read: its head (`flwr.proto.message_pb2.Message`) with an error."""
-    from flwr.common.serde import metadata_from_proto
+    from flwr.common.serde import metadata_from_proto  # type: ignore[attr-defined]
 
     return Message(error=Error(code), metadata=metadata_from_proto(head.metadata))  # type: ignore[call-overload,no-any-return]
