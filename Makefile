@@ -5,15 +5,17 @@ BIN := $(VENV)/bin
 STAMPS := .stamps
 UV_VERSION := 0.12.24
 
-.PHONY: help install demo test test-all lint lock clean
+.PHONY: help install demo federation test test-all lint lock images-check clean
 
 help:
 	@echo "make install   only install, into .venv"
 	@echo "make demo      write phantom hospitals, federate over them, show the report (about 4 minutes)"
+	@echo "make federation  a coordinator and three phantom hospitals as processes of their own, over TLS (about 4 minutes; needs nginx)"
 	@echo "make test      lint, types, architecture, and every test that is neither slow nor a deployment"
 	@echo "make test-all  everything"
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make lock      make the lock files anew from pyproject.toml"
+	@echo "make images-check  build both container images and play a federation in them (as root; 20 minutes, 40 GB)"
 
 $(STAMPS)/venv:
 	@mkdir -p $(STAMPS)
@@ -38,6 +40,9 @@ demo: $(STAMPS)/installed
 	$(BIN)/aiseeme-site phantom runs/phantoms --kind dermoscopy --sites 4 --images 120
 	$(BIN)/aiseeme simulate demo $(foreach n,1 2 3 4,--data runs/phantoms/phantom-dermoscopy-$(n))
 
+federation: $(STAMPS)/installed
+	$(BIN)/python -m scripts.loopback runs/federation-$$(date +%Y%m%d-%H%M%S)
+
 lint: $(STAMPS)/developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,6 +58,9 @@ test-all: lint
 lock: $(STAMPS)/venv
 	$(BIN)/uv pip compile pyproject.toml -c constraints.txt --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -q -o requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --group dev -c requirements.lock --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -q -o requirements-dev.lock
+
+images-check:
+	docker/check.sh
 
 clean:
 	rm -rf $(VENV) $(STAMPS) .pytest_cache .mypy_cache .ruff_cache

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
+_NUMBER = re.compile(r"\(os error (\d+)\)")
 
 Watch = Callable[[str], None]
 """Is told the name of each step just before it is taken."""
@@ -56,3 +58,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a whole file, or leave what was there."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def as_system_error(error: Exception) -> OSError:
+    """The system's error, such as a full disk, that a library of another language (safetensors) tells in words only."""
+    match = _NUMBER.search(str(error))
+    return OSError(str(error)) if match is None else OSError(int(match[1]), os.strerror(int(match[1])))

@@ -62,7 +62,7 @@ def join(
     _line(f"joined; the certificate is good until {membership.expires:%Y-%m-%d} ({membership.days_left:.0f} days)")
     if given.private_key is not None:
         _line(f"The kit holds the site's private key, which is now in {site.folder}: delete {file}")
-    _line("next: aiseeme-site check, then aiseeme-site run; one that is running must be started again")
+    _line("next: aiseeme-site scan FOLDER, aiseeme-site check, aiseeme-site run; one that runs takes this up by itself")
 
 
 def _write_request(path: Path, request: str) -> None:

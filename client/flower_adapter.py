@@ -7,12 +7,13 @@ bundle that the site has not approved before anything of it is parsed or stored,
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import ssl
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ CLIENTAPP, AGENTAPP = "flwr-clientapp", "flwr-agentapp"
 _IDLE_SLEEP_S = 3.0  # what a SuperNode sleeps when there is no message; it sleeps 0.5 s while it waits for a reply
 _REPLY_POLL_S = 0.05
 _RUN_CHECK_S = 5.0
+_SENDINGS = 5
 
 
 @dataclass
@@ -70,10 +72,14 @@ class NodeHooks:
         self._pause = self.quickest_poll_s
         self._looked_at = 0.0
         self._still_running: Callable[[int], Any] | None = None
+        self._send_again: Callable[[], tuple[set[str], Callable[[str, bytes], None]]] | None = None
         node._init_connection = self._watching(node._init_connection)  # type: ignore[attr-defined]
         node._verify_fab = self._is_approved  # type: ignore[attr-defined]
         # What a run sets of a bundle's configuration is nothing to us, and a key that is none would end the loop.
         node.get_fused_config_from_fab = lambda _content, _run: {}  # type: ignore[attr-defined]
+        node.push_object_contents_from_iterable = self._pushing(  # type: ignore[attr-defined]
+            node.push_object_contents_from_iterable
+        )
         node.time = types.SimpleNamespace(sleep=self._sleep)  # type: ignore[attr-defined]
         connection.FleetHttpClient = self._client(connection.FleetHttpClient)  # type: ignore[attr-defined]
         start = command.start_client_internal
@@ -88,7 +94,7 @@ class NodeHooks:
         @contextlib.contextmanager
         def connection(*arguments: Any, **named: Any) -> Iterator[tuple[Any, ...]]:
             with connect(*arguments, **named) as opened:
-                node_id, receive, send, get_run, get_fab, *rest = opened
+                node_id, receive, send, get_run, get_fab, pull_object, push_object, confirm = opened
                 self._still_running = get_run
 
                 def receive_noting() -> Any:
@@ -103,9 +109,49 @@ class NodeHooks:
                     fab.verifications["valid_license"] = "site"  # else `_verify_fab` is not asked
                     return fab
 
-                yield (node_id, receive_noting, send, get_run, get_fab_unsigned, *rest)
+                def send_noting(message: Any, tree: Any, seconds: float) -> tuple[set[str], str]:
+                    def send_again() -> tuple[set[str], Callable[[str, bytes], None]]:
+                        lacking, session = send(message, tree, seconds)
+                        return lacking, functools.partial(push_object, message.metadata.run_id, session)
+
+                    self._send_again = send_again
+                    sent: tuple[set[str], str] = send(message, tree, seconds)
+                    return sent
+
+                yield (
+                    *(node_id, receive_noting, send_noting, get_run, get_fab_unsigned),
+                    *(pull_object, push_object, confirm),
+                )
 
         return connection
+
+    def _pushing(self, push_all: Callable[..., None]) -> Callable[..., None]:
+        """Send what is lacking of a reply until nothing is.
+
+        An object whose receipt was lost on its way back (the SuperLink was killed, the line was cut) is refused when
+        Flower sends it again, and Flower then drops the whole reply: the work of a round. The SuperLink knows what it
+        has, so it is asked.
+        """
+
+        def push_what_lacks(
+            object_contents: Iterable[tuple[str, bytes]], push_object_fn: Callable[[str, bytes], None]
+        ) -> None:
+            from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+
+            held = dict(object_contents)
+            lacking, push = set(held), push_object_fn
+            for sending in range(1, _SENDINGS + 1):
+                try:
+                    push_all(((one, held[one]) for one in held if one in lacking), push_object_fn=push)
+                    return
+                except ObjectPushError:
+                    if sending == _SENDINGS or self._send_again is None:
+                        raise
+                    lacking, push = self._send_again()
+                    if not lacking <= set(held):
+                        raise
+
+        return push_what_lacks
 
     def _is_approved(self, fab: Any, _trusted: object) -> bool:
         digest = hashlib.sha256(fab.content).hexdigest()

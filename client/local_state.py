@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aiseeme_models.atomic_files import replacing
+from aiseeme_models.atomic_files import as_system_error, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,13 +43,21 @@ class LocalState:
         return load_file(self._path(max(earlier))) if earlier else None
 
     def save(self, round_number: int, tensors: dict[str, Tensor]) -> None:
-        """Write the state after ``round_number`` atomically; only the newest rounds are kept."""
+        """Write the state after ``round_number`` atomically; only the newest rounds are kept.
+
+        Raises:
+            OSError: as the system reports it, for instance when the disk is full.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(round_number)
         with replacing(path) as temporary:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+            try:
+                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+            except SafetensorError as error:
+                raise as_system_error(error) from error
         # A later round's state belongs to a history that is being replayed: it would never be read, and never pruned.
         rounds = [number for number in self._rounds() if number <= round_number]
         for number in set(self._rounds()) - set(sorted(rounds)[-self._kept :]):

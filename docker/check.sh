@@ -14,7 +14,6 @@ set -euo pipefail
 source=$(cd "$(dirname "$0")/.." && pwd)
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$source/pyproject.toml")
 suite=bookworm
-port=${IMAGES_PORT:-18443}
 sites=(alpha beta gamma)
 
 die() { echo "images-check: $*" >&2; exit 1; }
@@ -42,11 +41,12 @@ inner() {
 clean() {
   local pid inside
   for pid in ${services[@]+"${services[@]}"}; do
-    inside=$(inner "$pid" 2> /dev/null) && kill -TERM "$inside" && wait "$pid" || true
+    if inside=$(inner "$pid" 2> /dev/null); then kill -TERM "$inside"; fi
+    wait "$pid" || echo "images-check: a container ended with exit code $?" >&2
   done
   local name
   for name in coordinator "${sites[@]}"; do
-    [[ -e $work/$name.root ]] && umount "$(< "$work/$name.root")/run" || true
+    if [[ -e $work/$name.root ]]; then umount "$(< "$work/$name.root")/run"; fi
     rm -f "$work/$name.root"
     build_tool rm "$name" > /dev/null 2>&1 || true
   done
@@ -64,11 +64,13 @@ base() { # what python:3.11-slim-bookworm is for those who have a registry of im
   build_tool inspect --type image localhost/aiseeme-base > /dev/null 2>&1 && return
   say "a base image with debootstrap"
   local mirror container
-  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' "Codename: $suite" | head -n 1)
+  # shellcheck disable=SC2016  # apt-get fills it in
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' "Codename: $suite" \
+    | head -n 1)
   [[ -n $mirror ]] || die "apt-get knows no mirror of Debian $suite: run apt-get update"
   rm -rf "$work/base"
-  debootstrap --variant=minbase --include=ca-certificates,python3.11,python3.11-venv,python3-venv "$suite" "$work/base" \
-    "$mirror" > "$work/debootstrap.log"
+  debootstrap --variant=minbase --include=ca-certificates,python3.11,python3.11-venv,python3-venv \
+    "$suite" "$work/base" "$mirror" > "$work/debootstrap.log"
   rm -rf "$work"/base/var/{cache/apt/archives,lib/apt/lists}/* "$work/debootstrap.log"
   container=$(build_tool from scratch)
   build_tool copy --quiet "$container" "$work/base" / > /dev/null
@@ -139,12 +141,15 @@ for site in "${sites[@]}"; do container "$site" client; done
 inside coordinator aiseeme doctor
 inside coordinator aiseeme config check skin-small
 inside alpha aiseeme-site --help
-inside alpha sh -c 'id; ! touch /anywhere /opt/aiseeme/anywhere /run/anywhere' || die "the root file system can be written"
-inside alpha sh -c '! command -v uv pip gcc; ! ls /opt/uv /root/.cache 2> /dev/null' || die "build tools were left behind"
+inside alpha sh -c 'id; for path in /anywhere /opt/aiseeme/anywhere /run/anywhere /letters/../anywhere; do
+    if touch $path 2> /dev/null; then echo "$path can be written"; exit 1; fi; done
+  for tool in uv pip pip3 gcc; do if command -v $tool; then exit 1; fi; done
+  for folder in /opt/uv /build /root/.cache; do if [ -e $folder ]; then echo "$folder is there"; exit 1; fi; done'
 
 say "a federation is made, and ${#sites[@]} sites join it"
+port=$(inside coordinator python -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])')
 inside coordinator aiseeme init /var/lib/aiseeme/federation --hostname localhost --port "$port" --listen 127.0.0.1
-inside alpha aiseeme-site phantom /images --sites "${#sites[@]}" --images 40
+inside alpha aiseeme-site phantom /images --sites 3 --images 40
 number=0
 for site in "${sites[@]}"; do
   number=$((number + 1))

@@ -5,8 +5,8 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM ${BASE_IMAGE} AS build
 # As in the Makefile.
 ARG UV_VERSION=0.12.24
-# Where packages come from and whom TLS trusts may differ where this is built. Whoever has a mirror passes it as secrets,
-# which leave nothing in the image: pip.conf, uv.toml, and ca (a file of certificates).
+# Where packages come from and whom TLS trusts may differ where this is built. Whoever has a mirror passes it as
+# secrets, which leave nothing in the image: pip.conf, uv.toml, and ca (a file of certificates).
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
     python3 -m venv /opt/uv \
@@ -35,7 +35,8 @@ RUN --mount=type=bind,from=build,source=/opt/uv,target=/opt/uv \
     --mount=type=bind,from=build,source=/build/wheels,target=/build/wheels \
     /opt/uv/bin/uv pip install --quiet --no-cache --offline --no-deps --compile-bytecode \
         --python /opt/aiseeme/bin/python /build/wheels/*.whl \
-    && python3 -m compileall -q -x 'lib2to3|/test' "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
+    && python3 -m compileall -q -x 'lib2to3|/test' \
+        "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
     && groupadd --gid 10001 aiseeme \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/aiseeme --shell /usr/sbin/nologin aiseeme \
     && install --directory --owner aiseeme --group aiseeme --mode 0700 /var/lib/aiseeme /letters \

@@ -187,6 +187,7 @@ class Loopback:
     config: str
     pictures: Mapping[str, Path]
     size: int = 32
+    hostname: str = "localhost"
     environment: Mapping[str, str] = field(default_factory=lambda: dict(ENVIRONMENT))
     hospitals: dict[str, Hospital] = field(default_factory=dict)
 
@@ -197,7 +198,7 @@ class Loopback:
         self.config_file.write_text(self.config)
         ran(
             aiseeme(
-                *("init", self.home, "--hostname", "localhost", "--name", "loopback"),
+                *("init", self.home, "--hostname", self.hostname, "--name", "loopback"),
                 *("--port", self.port, "--listen", "127.0.0.1"),
             )
         )

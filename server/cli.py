@@ -151,7 +151,7 @@ def show(run: RunId, home: Home = None, as_json: Json = False) -> None:
         return
     for key in ("id", "name", "status", "reason", "rounds_done", "rounds_total", "created", "folder"):
         _line(f"{key:13} {status[key]}")
-    if status["status"] == "interrupted":
+    if status["status"] in ("interrupted", "stopped"):
         typer.echo(f"go on with: aiseeme resume {row.id}")
 
 

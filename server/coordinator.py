@@ -30,7 +30,7 @@ from server.results import Results
 from server.roster import Owners
 from server.rounds import RoundLoop
 from server.run_folder import CONFIG, FederationPlan, StopRequest, held, registry_url
-from server.service_files import ServiceFiles
+from server.service_files import ENDED, ServiceFiles
 from server.site_registry import SiteRegistry
 from server.superlink_grid import SuperLinkGrid
 
@@ -81,11 +81,13 @@ def play(home: FederationHome, run: str) -> Results:
         except (RunFailed, InputError, OSError) as failure:
             status: RunStatus = "stopped" if isinstance(failure, RunStopped) else "failed"
             reason = str(failure)
-            registry.update(run, {"status": status, "reason": reason, "pid": None})
-            if grid is not None:
-                grid.close(completed=False, details=status)
-            with contextlib.suppress(OSError):  # the disk that failed the run may not take its report either
-                files.failed(reason, time.perf_counter() - started)
+            try:
+                if grid is not None:
+                    grid.close(completed=False, details=status)
+                with contextlib.suppress(OSError):  # the disk that failed the run may not take its report either
+                    files.failed(reason, time.perf_counter() - started)
+            finally:  # last: who reads that it has failed finds its results, and may resume it at once
+                registry.update(run, {"status": status, "reason": reason, "pid": None})
             raise RunFailed(reason) from failure
         grid.close(completed=True)
         registry.update(
@@ -123,12 +125,12 @@ def _end_former(link: Link, folder: Path) -> None:
 
 
 def main() -> None:
-    """Play one run; exit code 0 when it is done, 1 when it failed or was stopped."""
+    """Play one run; exit code 0 when it is done, `ENDED` when it failed or was stopped, any other where it crashed."""
     try:
         play(FederationHome(Path(sys.argv[1])), sys.argv[2])
     except (RunFailed, InputError) as failure:
         Progress(console()).say(str(failure))
-        raise SystemExit(1) from None
+        raise SystemExit(ENDED if isinstance(failure, RunFailed) else 2) from None
 
 
 if __name__ == "__main__":

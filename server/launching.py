@@ -117,6 +117,7 @@ def follow(home: FederationHome, run: str, show: Callable[[str], None]) -> RunRo
 
 
 def _is_served(home: FederationHome) -> None:
+    _ = home.config  # raises where there is no federation: then none can be served
     if not ServiceFiles(home.folder).is_held():
         raise InputError(f"{home.folder}: nobody serves this federation: start `aiseeme serve` first")
 

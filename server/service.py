@@ -17,7 +17,7 @@ from server.flower_adapter import Link
 from server.gateway import check_gateway, gateway_command, write_gateway
 from server.registry import UNFINISHED, RunRegistry
 from server.run_folder import FEDERATION_PLAN, is_held, registry_url
-from server.service_files import ServiceFiles
+from server.service_files import ENDED, ServiceFiles
 from server.site_registry import SiteRegistry
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ class _Runs:
                 return
             self._playing = None
             row = self._registry.get(run)
-            if row.status in UNFINISHED:
+            code = None if kept.process is None else kept.process.returncode
+            resumed = row.status == "queued" and code == ENDED  # by somebody who was quicker than we
+            if row.status in UNFINISHED and not resumed:
                 self._crashed(row)
             else:
                 say(f"run {run}: {row.status}{': ' + row.reason if row.reason else ''}")

@@ -12,6 +12,8 @@ from pathlib import Path
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import InputError, RunFailed
 
+ENDED = 3
+"""Exit code of a run's process where the run has failed or was stopped: no crash, for which Python's is 1."""
 _ADDRESS = re.compile(r"127\.0\.0\.1:\d{1,5}")
 
 

@@ -109,11 +109,12 @@ def label_of(message: Message, message_id: str) -> Message:
 
 
 def tree_of(message_id: str, objects: Mapping[str, bytes]) -> Any:
-    """A message's objects as Flower announces them."""
+    """A message's objects as Flower announces them: each names those that it is made of."""
     from flwr.proto.message_pb2 import ObjectTree
 
-    children = [ObjectTree(object_id=name) for name in objects if name != message_id]
-    return ObjectTree(object_id=message_id, children=children)
+    children = objects[message_id].partition(b"\x00")[0].decode().split(" ")[1]
+    parts = [tree_of(child, objects) for child in children.split(",") if child]
+    return ObjectTree(object_id=message_id, children=parts)
 
 
 # --- one who has the SuperLink in his hands

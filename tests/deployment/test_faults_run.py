@@ -131,7 +131,7 @@ def test_a_revoked_site_is_shut_out_at_once_and_stops_computing(federation):
 
         def refused():
             lines = gateway.read_text(errors="replace")[size:].splitlines()
-            return any(" 403 " in line and 'certificate="SUCCESS"' in line for line in lines)
+            return any(" 403 " in line and 'certificate="SUCCESS CN=gamma"' in line for line in lines)
 
         until(refused, lambda: f"the gateway refuses it\n{run.all_logs()}", 30)
         tell("`aiseeme site revoke`, until the gateway has refused the site", time.monotonic() - since)

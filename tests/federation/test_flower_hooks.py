@@ -5,9 +5,12 @@ Each fails loudly where a new flwr works differently; none starts a process.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import flwr
 import httpx
@@ -50,13 +53,15 @@ def test_a_supernode_connects_through_the_names_that_are_replaced():
     pull = source(node.__name__, "_pull_and_store_message")
     assert pull.index("_verify_fab(") < pull.index("get_fused_config_from_fab(") < pull.index("store_fab(")
     assert "time.sleep(0.5)" in source(node.__name__, "_push_messages")
+    push = source(node.__name__, "_push_messages")
+    assert push.index("= send(message, object_tree, ") < push.index("push_object_contents_from_iterable(")
     command = importlib.import_module("flwr.supernode.cli.flower_supernode")
     assert "start_client_internal(" in inspect.getsource(command.flower_supernode)
     assert "trusted_entities=" in inspect.getsource(command.flower_supernode)
     connection = importlib.import_module("flwr.supernode.fleet_http_connection")
     assert "FleetHttpClient.from_server_address(" in inspect.getsource(connection.http_request_response)
     yielded = inspect.getsource(connection.http_request_response)
-    order = ["node.node_id,", "receive,", "send,", "get_run,", "get_fab,", "pull_object,"]
+    order = ["node.node_id,", "receive,", "send,", "get_run,", "get_fab,", "pull_object,", "push_object,", "confirm_m"]
     places = [yielded.index(name, yielded.index("yield (")) for name in order]
     assert places == sorted(places)
 
@@ -71,6 +76,7 @@ def hooks(tmp_path, monkeypatch):
         (node, "_init_connection"),
         (node, "_verify_fab"),
         (node, "time"),
+        (node, "push_object_contents_from_iterable"),
         (connection, "FleetHttpClient"),
         (command, "start_client_internal"),
     ):
@@ -103,6 +109,49 @@ def test_only_an_approved_bundle_passes_and_it_is_known_by_its_own_bytes(hooks):
     assert node._verify_fab(Fab("0" * 64, good, {}), {}) is False
     assert node._verify_fab(Fab("0" * 64, b"no zip at all", {}), {}) is False
     assert len(refused) == 3
+
+
+def test_a_reply_whose_receipt_was_lost_is_sent_again_and_not_dropped(hooks):
+    """Cut lines and killed SuperLinks lose receipts; Flower then drops the reply, and with it the work of a round."""
+    from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+
+    made, node, _, _ = hooks
+    reply = {name: name.encode() for name in ("head", "array", "piece")}
+    stored, sessions = {}, []
+
+    def send(message, tree, seconds):
+        sessions.append(f"session {len(sessions)}")
+        return set(reply) - set(stored), sessions[-1]
+
+    def push_object(run, session, name, content):
+        if name in stored or session != sessions[-1]:
+            raise ObjectPushError(name, run, session)
+        stored[name] = content
+        if name == "array":  # it is stored; the receipt is lost, and Flower sends it again
+            push_object(run, session, name, content)
+
+    opened = (7, lambda: None, send, None, None, None, push_object, None)
+    with made._watching(lambda: nullcontext(opened))() as connected:
+        message = SimpleNamespace(metadata=SimpleNamespace(run_id=1))
+        lacking, session = connected[2](message, None, 0.0)
+        contents = ((name, reply[name]) for name in reply if name in lacking)
+        push = functools.partial(connected[6], 1, session)
+        node.push_object_contents_from_iterable(contents, push_object_fn=push)
+    assert stored == reply
+    assert len(sessions) == 2
+
+
+def test_a_reply_that_is_refused_again_and_again_is_given_up(hooks):
+    from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+
+    made, node, _, _ = hooks
+
+    def refuse(name, content):
+        raise ObjectPushError(name, 1, "session")
+
+    made._send_again = lambda: ({"head"}, refuse)
+    with pytest.raises(ObjectPushError):
+        node.push_object_contents_from_iterable([("head", b"head")], push_object_fn=refuse)
 
 
 def test_the_loop_sleeps_shorter_and_says_that_it_lives(hooks):
