@@ -308,7 +308,7 @@ class TestWhoDoesNot:
 
     def test_a_revoked_site(self, door: Door) -> None:
         assert door.ask(door.site("gone")) == 403
-        eventually(lambda: f"CN=gone\" serial={door.kits['gone'].serial} 403" in door.log, "not logged")
+        eventually(lambda: f'CN=gone" serial={door.kits["gone"].serial} 403' in door.log, "not logged")
 
     def test_a_certificate_that_the_authority_signed_but_nobody_registered(self, door: Door) -> None:
         key = make_site_key()
