@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,9 +16,13 @@ from pathlib import Path
 
 import typer
 
+from aiseeme_models.printable import LONGEST_LINE, printable
+
 _PR_SET_PDEATHSIG = 1
 _LOG_LIMIT = 20_000_000
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 15.0
+_LONGEST_WORDS = 2_000
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _STEADY_S = 60.0  # a process that lived so long is started again at once
 
 
@@ -92,8 +97,20 @@ class Kept:
         self._delay = _FIRST_DELAY_S if steady else min(self._delay * 2, _LONGEST_DELAY_S)
         self._next = now + (0.0 if steady else self._delay)
         say(f"{self.name} ended ({_in_words(code)}); it is started again in {max(0.0, self._next - now):.0f} s")
+        if code > 0 and (words := self._last_words()):
+            say(f"the last line of its log: {words}")
         kill_group(self.process.pid, signal.SIGKILL)  # what it had started
         self.process = None
+
+    def _last_words(self) -> str:
+        """The last line of its log, which often says why it ended."""
+        if self.log is None:
+            return ""
+        with contextlib.suppress(OSError), self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - _LONGEST_WORDS))
+            lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+            return printable(_COLOURS.sub("", lines[-1]), LONGEST_LINE) if lines else ""
+        return ""
 
     def _try_to_start(self, say: Callable[[str], None], now: float) -> None:
         """Start it, or try again later: a disk that is full or a table of processes that is, may not be so for ever."""

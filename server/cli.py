@@ -11,6 +11,7 @@ import typer
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, run_app, show_version, shown
 from server import cli_federation, cli_models, cli_serve
+from server.cli_options import Federation, Json, RunId, Runs
 
 if TYPE_CHECKING:
     from server.registry import RunRow
@@ -35,14 +36,8 @@ def _group(
 config_app = typer.Typer(no_args_is_help=True, help="Check and show federation configurations.")
 app.add_typer(config_app, name="config")
 
-Home = Annotated[
-    Path | None,
-    typer.Option("--runs", help="Folder of all runs (default: $AISEEME_RUNS, else ./runs).", show_default=False),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead.")]
 ConfigReference = Annotated[str, typer.Argument(help="A TOML file or the name of a ready-made federation.")]
 Device = Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")]
-RunId = Annotated[str, typer.Argument(help="A run's id, or its beginning if that is unique.")]
 
 
 @app.command()
@@ -60,7 +55,7 @@ def simulate(
     ] = "local",
     device: Device = "auto",
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the configuration's seed.")] = None,
-    runs: Home = None,
+    runs: Runs = None,
     as_json: Json = False,
 ) -> None:
     """Play a whole federation on this machine and probe its backbone."""
@@ -88,12 +83,12 @@ def simulate(
 
 
 @app.command()
-def resume(run: RunId, runs: Home = None, as_json: Json = False) -> None:
+def resume(run: RunId, runs: Runs = None, federation: Federation = None, as_json: Json = False) -> None:
     """Go on with a run that was interrupted, stopped or failed, to the very bits it would have had."""
     from server.progress import Progress
     from server.run_folder import FEDERATION_PLAN, existing_registry, runs_home
 
-    folder = runs_home(runs)
+    folder = runs_home(runs, federation)
     if (folder / existing_registry(folder).get(run).id / FEDERATION_PLAN).exists():
         from server.federation_home import FederationHome
         from server.launching import resume as submit
@@ -103,18 +98,18 @@ def resume(run: RunId, runs: Home = None, as_json: Json = False) -> None:
         return
     from server.simulation import resume as play
 
-    results = play(run, home=runs_home(runs), progress=Progress(console(stderr=as_json)))
-    _show_results(results, runs_home(runs) / results.run, as_json)
+    results = play(run, home=folder, progress=Progress(console(stderr=as_json)))
+    _show_results(results, folder / results.run, as_json)
 
 
 @app.command()
-def runs(home: Home = None, as_json: Json = False) -> None:
+def runs(home: Runs = None, federation: Federation = None, as_json: Json = False) -> None:
     """List all runs, newest first."""
     from rich.table import Table
 
     from server.run_folder import existing_registry, runs_home
 
-    folder = runs_home(home)
+    folder = runs_home(home, federation)
     rows = existing_registry(folder).list() if (folder / "registry.sqlite").exists() else []
     if as_json:
         listed = [row.model_dump(mode="json") | {"status": _status(folder, row)} for row in rows]
@@ -135,12 +130,12 @@ def runs(home: Home = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def show(run: RunId, home: Home = None, as_json: Json = False) -> None:
+def show(run: RunId, home: Runs = None, federation: Federation = None, as_json: Json = False) -> None:
     """Show a run's figures."""
     from server.results import FILE, Results
     from server.run_folder import existing_registry, runs_home
 
-    folder = runs_home(home)
+    folder = runs_home(home, federation)
     row = existing_registry(folder).get(run)
     if (folder / row.id / FILE).exists() and _status(folder, row) in ("done", "failed"):
         _show_results(Results.load(folder / row.id), folder / row.id, as_json)
@@ -159,7 +154,8 @@ def show(run: RunId, home: Home = None, as_json: Json = False) -> None:
 def evaluate(
     run: RunId,
     data: Annotated[Path, typer.Option("--data", help="A folder of images with a labels.csv (file, label).")],
-    home: Home = None,
+    home: Runs = None,
+    federation: Federation = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -171,7 +167,9 @@ def evaluate(
     from server.tables import probe_table
 
     screen = console(stderr=as_json)
-    scores = evaluate_run(run, data, home=runs_home(home), device=choose_device(device), progress=Progress(screen))
+    scores = evaluate_run(
+        run, data, home=runs_home(home, federation), device=choose_device(device), progress=Progress(screen)
+    )
     if as_json:
         typer.echo(json.dumps(scores, indent=2))
     else:
@@ -179,13 +177,13 @@ def evaluate(
 
 
 @app.command()
-def doctor(home: Home = None, federation: cli_federation.Federation = None, as_json: Json = False) -> None:
+def doctor(home: Runs = None, federation: Federation = None, as_json: Json = False) -> None:
     """Say what this machine has for AISEEME and its federation, what is missing, and what ends soon."""
     from server.doctor import examine
     from server.federation_home import federation_home
     from server.run_folder import runs_home
 
-    findings, served = examine(runs_home(home)), federation_home(federation)
+    findings, served = examine(runs_home(home, federation)), federation_home(federation)
     if federation is not None or served.settings_file.exists():
         from server.doctor_federation import examine_federation
 

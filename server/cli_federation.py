@@ -11,18 +11,12 @@ import typer
 
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, shown
+from server.cli_options import Federation, Json
 
 if TYPE_CHECKING:
     from federation_configs.membership import Membership
     from server.site_registry import SiteRow
 
-Federation = Annotated[
-    Path | None,
-    typer.Option(
-        "--federation", help="The federation's folder (default: $AISEEME_HOME, else ./federation).", show_default=False
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead.")]
 Name = Annotated[str, typer.Argument(help="The hospital's name: small letters, digits and hyphens.")]
 Kit = Annotated[
     bool, typer.Option("--kit", help="Make the hospital's private key here, and one file that holds everything.")
@@ -126,17 +120,19 @@ def list_(federation: Federation = None, as_json: Json = False) -> None:
 
     from server.federation_home import federation_home
     from server.provisioning import list_sites
+    from server.service_files import sites_online
 
     home = federation_home(federation)
-    rows = list_sites(home)
+    rows, online = list_sites(home), sites_online(home)
     if as_json:
-        typer.echo(json.dumps([_facts(row) for row in rows], indent=2))
+        listed = [_facts(row) | {"connected": None if online is None else row.name in online} for row in rows]
+        typer.echo(json.dumps(listed, indent=2))
         return
     if not rows:
         _line(f"no hospitals in {home.config.name} yet; `aiseeme site add NAME` invites one")
         return
     table = Table()
-    for title in ("site", "status", "certificate until", "days left", "serial"):
+    for title in ("site", "status", "connected", "certificate until", "days left", "serial"):
         table.add_column(title, overflow="fold")
     for row in rows:
         facts = _facts(row)
@@ -144,7 +140,8 @@ def list_(federation: Federation = None, as_json: Json = False) -> None:
         warning = "" if days is None or days > _WARN_DAYS else ": expired" if days <= 0 else ": rotate it"
         status = f"{row.status}, rotating" if row.rotating else row.status
         left = "" if days is None else f"{days:.0f}{warning}"
-        table.add_row(*(shown(text) for text in (row.name, status, row.expires[:10], left, row.serial)))
+        there = "" if online is None or row.status != "active" else "yes" if row.name in online else "no"
+        table.add_row(*(shown(text) for text in (row.name, status, there, row.expires[:10], left, row.serial)))
     console().print(table)
 
 

@@ -11,25 +11,13 @@ import typer
 
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, shown
+from server.cli_options import Federation, Json, Runs
 
 if TYPE_CHECKING:
     from server.lineage import Lineage
 
-Home = Annotated[
-    Path | None,
-    typer.Option("--runs", help="Folder of all runs (default: $AISEEME_RUNS, else ./runs).", show_default=False),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead.")]
 Key = Annotated[
     str | None, typer.Option("--key", help="The coordinator's public key, 64 hexadecimal digits: nothing else counts.")
-]
-Federation = Annotated[
-    Path | None,
-    typer.Option(
-        "--federation",
-        help="A federation's home, whose key and runs are meant (default: $AISEEME_HOME, else ./federation).",
-        show_default=False,
-    ),
 ]
 
 
@@ -40,14 +28,15 @@ def register(app: typer.Typer) -> None:
     app.command()(export)
 
 
-def models(runs: Home = None, key: Key = None, federation: Federation = None, as_json: Json = False) -> None:
+def models(runs: Runs = None, key: Key = None, federation: Federation = None, as_json: Json = False) -> None:
     """List the final models of finished runs, newest first."""
     from rich.table import Table
 
-    from server.coordinator_key import pinned_key, runs_of
+    from server.coordinator_key import pinned_key
     from server.models_list import list_models
+    from server.run_folder import runs_home
 
-    home = runs_of(runs, federation)
+    home = runs_home(runs, federation)
     pinned = pinned_key(key, federation, home)
     listed = list_models(home, pinned.key if pinned else None)
     if as_json:
@@ -77,14 +66,15 @@ def verify(
     ],
     key: Key = None,
     federation: Federation = None,
-    runs: Home = None,
+    runs: Runs = None,
     as_json: Json = False,
 ) -> None:
     """Walk the chain from a model back to round 0: every hash, every signature, the configuration."""
-    from server.coordinator_key import pinned_key, runs_of
+    from server.coordinator_key import pinned_key
     from server.lineage import verify as walk
+    from server.run_folder import runs_home
 
-    home = runs_of(runs, federation)
+    home = runs_home(runs, federation)
     pinned = pinned_key(key, federation, home)
     found = walk(subject, home, pinned.key if pinned else None, demanded=pinned is not None and pinned.named)
     if as_json:
@@ -106,15 +96,16 @@ def export(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file, or an earlier export's folder.")] = False,
     federation: Federation = None,
-    runs: Home = None,
+    runs: Runs = None,
     as_json: Json = False,
 ) -> None:
     """Write a finished run's backbone for other software, checked against the original."""
-    from server.coordinator_key import own_key, runs_of
+    from server.coordinator_key import own_key
     from server.export import export_run
     from server.exporting.manifest import manifest_of
+    from server.run_folder import runs_home
 
-    home = runs_of(runs, federation)
+    home = runs_home(runs, federation)
     made = export_run(run, format_name, home=home, out=out, key=own_key(federation, home), force=force)
     beside = manifest_of(made.path)
     if as_json:

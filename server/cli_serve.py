@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, shown
+from server.cli_options import Federation, Json, RunId
 
 if TYPE_CHECKING:
     from federation_configs.schema import FederationConfig
     from server.federation_home import FederationHome
     from server.registry import RunRow
-
-Federation = Annotated[
-    Path | None,
-    typer.Option("--federation", help="The federation's home (default: $AISEEME_HOME, else ./federation)."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -76,7 +70,7 @@ def launch(
 
 
 def stop(
-    run: Annotated[str, typer.Argument(help="A run's id, or its beginning if that is unique.")],
+    run: RunId,
     federation: Federation = None,
 ) -> None:
     """Stop a launched run; its sites stop computing. `aiseeme resume` goes on with it."""

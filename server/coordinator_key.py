@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from aiseeme_models.errors import InputError
 from federation_configs.signatures import load_signing_key, public_key
 from server.federation_home import FederationHome, federation_home
-from server.run_folder import runs_home
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -39,13 +38,6 @@ class OwnKey:
 
     key: Ed25519PrivateKey
     named: bool
-
-
-def runs_of(runs: Path | None, federation: Path | None) -> Path:
-    """The folder of runs that is meant: ``--runs``, else that of ``--federation``, else the usual one."""
-    if runs is None and federation is not None:
-        return FederationHome(federation).runs
-    return runs_home(runs)
 
 
 def pinned_key(given: str | None, federation: Path | None, runs: Path) -> PinnedKey | None:

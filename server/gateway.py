@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,3 +126,37 @@ def check_gateway(home: FederationHome) -> None:
     )
     if asked.returncode != 0:
         raise InputError(f"{home.gateway_folder / _CONFIG}: nginx refuses it:\n{asked.stderr.strip()}")
+
+
+def end_leftovers(home: FederationHome) -> None:
+    """End the workers of a gateway whose master process was killed: they keep its port, and an old list of sites."""
+    import psutil
+
+    try:
+        group = int((home.gateway_folder / "nginx.pid").read_text())
+    except (FileNotFoundError, ValueError):
+        return
+    for process in psutil.process_iter(["name", "uids"]):
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            ours = process.info["name"] == "nginx" and process.info["uids"].real == os.getuid()
+            if ours and os.getpgid(process.pid) == group:
+                process.kill()
+                process.wait(_CHECK_S)
+
+
+def check_port(home: FederationHome) -> None:
+    """See that nobody else listens where the gateway is to.
+
+    Raises:
+        InputError: somebody does, or this user or machine may not listen there.
+    """
+    address, port = home.config.listen, home.config.port
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise InputError(
+                f"the gateway cannot listen on {address}:{port}: {error.strerror}; federation.toml says where it is to"
+            ) from None

@@ -96,29 +96,34 @@ class Roster:
         self.refused = {name: named.get(name, others) for name in absent}
         observer.sites_described(state, self.refused)
 
-    def await_nodes(self, names: Iterable[str], patience_s: float) -> None:
+    def await_nodes(self, names: Iterable[str], patience_s: float, observer: Observer) -> None:
         """Wait until the nodes of these sites are connected, those of the sites that are not known yet too.
 
         Args:
             names: the sites.
             patience_s: seconds after which they are not waited for any more.
+            observer: told who is waited for.
         """
         if patience_s <= 0:
             return
-        names = set(names)
+        names, told = set(names), False
         since = time.monotonic()
-        while not self._are_online(names) and time.monotonic() - since < patience_s:
+        while (away := self._away(names)) and time.monotonic() - since < patience_s:
+            if not told:
+                observer.note(f"waiting up to {patience_s:.0f} s for {', '.join(sorted(away))}")
+                told = True
             time.sleep(_WAIT_S)
 
-    def _are_online(self, names: set[str]) -> bool:
+    def _away(self, names: set[str]) -> set[str]:
+        """Those of the sites that are not connected; where nodes name themselves, those that may not be."""
         online = set(self._grid.get_node_ids())
         if self._owners is not None:
             owners = self._owners()
-            return names <= {owners[node] for node in online if node in owners}
+            return names - {owners[node] for node in online if node in owners}
         known = {site: node for node, site in self.nodes.items()}
-        strangers = len(online - set(self.nodes))
-        back = all(known[name] in online for name in names if name in known)
-        return back and strangers >= len(names - set(known))
+        away = {name for name in names if name in known and known[name] not in online}
+        strangers, unknown = len(online - set(self.nodes)), names - set(known)
+        return away if strangers >= len(unknown) else away | unknown
 
     def _check(self, message: Message | None, nonce: str | None, owner: str | None) -> DescribeReply | Refused:
         if message is None:

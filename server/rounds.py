@@ -145,12 +145,12 @@ class RoundLoop:
     def _gather(self, state: RunState) -> None:
         """Let the sites describe themselves; a federation without a quorum of them does not begin a round."""
         if not self._roster.nodes:
-            self._roster.await_nodes(self.site_names, self.rejoin_s)
+            self._roster.await_nodes(self.site_names, self.rejoin_s, self.observer)
         for _ in range(self.config.federation.round_retries + 1):
             self._roster.describe_missing(state, self.observer)
             if self._is_quorum(self._roster.nodes.values()):
                 return
-            self._roster.await_nodes(self.site_names, self.rejoin_s)
+            self._roster.await_nodes(self.site_names, self.rejoin_s, self.observer)
         raise RunFailed(self._lost_quorum(state.round + 1, len(self._roster.nodes), self._roster.refused))
 
     def _round(
@@ -168,7 +168,8 @@ class RoundLoop:
         restore = partial(restored, weights=vector, transfer=transfer, variances=model.layout.variance_slices)
         for attempt in range(self.config.federation.round_retries + 1):
             if attempt:
-                self._roster.await_nodes([name for name in self.site_names if name not in counted], self.rejoin_s)
+                missing = [name for name in self.site_names if name not in counted]
+                self._roster.await_nodes(missing, self.rejoin_s, self.observer)
                 self._roster.describe_missing(state, self.observer)
             self.observer.round_started(self.config, state, number, attempt)
             self._collect(state, asked, beside, restore, aggregation, counted, refused)

@@ -22,14 +22,22 @@ RUNS_VARIABLE, FEDERATION_VARIABLE = "AISEEME_RUNS", "AISEEME_HOME"
 CONFIG, PLAN, FEDERATION_PLAN, LOCK = "config.toml", "simulation.json", "federation.json", ".lock"
 
 
-def runs_home(given: Path | None) -> Path:
-    """The folder of all runs: the one given, ``$AISEEME_RUNS``, ``$AISEEME_HOME/runs``, or ``runs`` here."""
+def runs_home(given: Path | None, federation: Path | None = None) -> Path:
+    """The folder of all runs.
+
+    Args:
+        given: what ``--runs`` names; it counts before all else.
+        federation: what ``--federation`` names; its runs are meant. Without both, ``$AISEEME_RUNS``, the runs of
+            ``$AISEEME_HOME``, or ``runs`` here.
+    """
     if given is not None:
         return given
+    if federation is not None:
+        return federation / "runs"
     if runs := os.environ.get(RUNS_VARIABLE):
         return Path(runs)
-    federation = os.environ.get(FEDERATION_VARIABLE)
-    return Path(federation) / "runs" if federation else Path("runs")
+    home = os.environ.get(FEDERATION_VARIABLE)
+    return Path(home) / "runs" if home else Path("runs")
 
 
 def registry_url(home: Path) -> str:

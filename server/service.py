@@ -14,7 +14,7 @@ from federation_configs.flower import quiet_environment
 from federation_configs.supervision import Kept, StopAsked, end_all, say
 from server.federation_home import FederationHome
 from server.flower_adapter import Link
-from server.gateway import check_gateway, gateway_command, write_gateway
+from server.gateway import check_gateway, check_port, end_leftovers, gateway_command, write_gateway
 from server.registry import UNFINISHED, RunRegistry
 from server.run_folder import FEDERATION_PLAN, is_held, registry_url
 from server.service_files import ENDED, ServiceFiles
@@ -169,6 +169,8 @@ def serve(home: FederationHome) -> None:
         doors, runs = _Doors(home, link, port, gateway), _Runs(home, files)
         doors.tend()
         check_gateway(home)
+        end_leftovers(home)
+        check_port(home)
         say(f"{config.name}: hospitals connect to {config.hostname}:{config.port}; logs are in {home.logs}")
         starts = 0
         try:

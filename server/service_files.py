@@ -8,12 +8,16 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import InputError, RunFailed
 
 ENDED = 3
 """Exit code of a run's process where the run has failed or was stopped: no crash, for which Python's is 1."""
+if TYPE_CHECKING:
+    from server.federation_home import FederationHome
+
 _ADDRESS = re.compile(r"127\.0\.0\.1:\d{1,5}")
 
 
@@ -88,3 +92,22 @@ class ServiceFiles:
         except FileNotFoundError:
             return None
         return text if _ADDRESS.fullmatch(text) else None
+
+
+def sites_online(home: FederationHome) -> frozenset[str] | None:
+    """Names of the active sites that are connected now; None where nobody serves the federation, so nobody can tell."""
+    files = ServiceFiles(home.folder)
+    if not files.is_held():
+        return None
+    import httpx
+
+    from server.flower_adapter import Link
+    from server.site_registry import SiteRegistry
+
+    link = Link.of(files.link_address, home.link_authority, home.superexec_secret)
+    try:
+        nodes, online = link.nodes(), link.online()
+    except httpx.HTTPError:
+        return None
+    names = {row.public_key_pem.encode(): row.name for row in SiteRegistry(home.sites_url).active()}
+    return frozenset(names[key] for key, node in nodes.items() if node in online and key in names)

@@ -68,11 +68,19 @@ def honest(message: Message) -> Objects:
     return message.object_id, {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
 
 
-def bomb(message: Message) -> Objects:
-    """A message whose array names one piece of 1 MiB so often that it would become 40 GB."""
+def bomb(message: Message, pieces: int = 2100) -> Objects:
+    """A message of 1 MiB whose array names its one piece so often that it would become 2 GiB, just over a site's limit.
+
+    No more than that: where the limit failed, the machine that runs the test should not run out of memory.
+    """
     body, inside = _raw("ConfigRecord", [], _body(message.content["body"])), {}
     piece = _raw("ArrayChunk", [], bytes(2**20))
-    described = {"dtype": "float32", "shape": [10 * 2**30], "stype": "numpy.ndarray", "arraychunk_ids": [0] * 40_960}
+    described = {
+        "dtype": "float32",
+        "shape": [pieces * 2**18],
+        "stype": "numpy.ndarray",
+        "arraychunk_ids": [0] * pieces,
+    }
     array = _raw("Array", [piece[0]], json.dumps(described).encode())
     arrays = _raw("ArrayRecord", [array[0]], json.dumps({"flat": array[0]}).encode())
     records = _raw("RecordDict", [body[0], arrays[0]], json.dumps({"body": body[0], "weights": arrays[0]}).encode())

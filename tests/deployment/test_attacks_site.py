@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,11 @@ def lies(marker: Path) -> list[tuple[str, str | None, Any]]:
         ("no weights", "malformed-reply", answer(ok, lambda _: None)),
         ("a pickle", "malformed-reply", answer(ok, pickled(marker))),
         ("a huge array", "malformed-reply", answer(ok, huge)),
-        ("one piece 40 thousand times", "malformed-reply", lambda node, message: send(node, message, bomb)),
+        (
+            "one piece 200 times",
+            "malformed-reply",
+            lambda node, message: send(node, message, partial(bomb, pieces=200)),
+        ),
         ("no message", "malformed-reply", lambda node, message: send(node, message, no_message)),
         ("another nonce", "wrong-question", answer(lambda message: trained(message, LIAR, nonce="0" * 32))),
         ("no nonce", "wrong-question", answer(lambda message: trained(message, LIAR, nonce=None))),

@@ -78,7 +78,7 @@ def test_nodes_of_nobody_and_of_sites_that_are_not_invited_are_not_asked(federat
         return reply
 
     made = federation(alter=dict.fromkeys(("alpha", "beta", "gamma"), listen))
-    state, listener = played(made, lambda: {2: "alpha", 3: "beta"})
+    _, listener = played(made, lambda: {2: "alpha", 3: "beta"})
     assert asked == {2, 3}
     assert listener.absent[0]["gamma"].sentence == "it is not connected"
     made = federation(alter=dict.fromkeys(("alpha", "beta", "gamma"), listen), where="two")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -35,7 +36,15 @@ from federation_configs.site_keys import (
 )
 from server.certificates import Authority, certificate_pem
 from server.federation_home import FederationHome, FederationSettings
-from server.gateway import check_gateway, find_nginx, gateway_command, render_gateway, write_gateway
+from server.gateway import (
+    check_gateway,
+    check_port,
+    end_leftovers,
+    find_nginx,
+    gateway_command,
+    render_gateway,
+    write_gateway,
+)
 from server.provisioning import authority_of, init_federation, invite, make_kit
 from server.site_registry import SiteRegistry, SiteRow
 
@@ -520,3 +529,44 @@ def test_a_site_is_known_by_the_very_header_that_flower_s_node_sends(tmp_path: P
     NodeAuthHttpInterceptor(node_key, node_key.public_key()).intercept(context, lambda _: answer)
     text = render_gateway(home, SiteRegistry(home.sites_url).active(), link_port=1)
     assert f'"{kit.serial}:{request.headers["flwr-public-key"]}" alpha;' in text
+
+
+def test_a_port_that_somebody_else_has_is_said_before_anything_starts(tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        settings = FederationSettings(name="f", hostname="localhost", listen="127.0.0.1", port=port)
+        home = init_federation(tmp_path / "home", settings)
+        with pytest.raises(InputError, match=r"the gateway cannot listen on 127\.0\.0\.1:.*Address already in use"):
+            check_port(home)
+    check_port(home)
+
+
+@pytest.mark.deployment
+@needs_nginx
+def test_workers_whose_master_was_killed_do_not_keep_the_port(tmp_path):
+    settings = FederationSettings(name="f", hostname="localhost", listen="127.0.0.1", port=free_port())
+    home = init_federation(tmp_path / "home", settings)
+    write_gateway(home, [], link_port=free_port())
+    end_leftovers(home)  # there is nothing yet
+    with (tmp_path / "log").open("wb") as log:
+        master = subprocess.Popen(gateway_command(home), stdout=log, stderr=log, start_new_session=True)
+    try:
+        give_up = time.monotonic() + 30
+        while not list_children(master.pid):
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        master.kill()
+        master.wait()
+        with pytest.raises(InputError, match="Address already in use"):
+            check_port(home)
+        end_leftovers(home)
+        check_port(home)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(master.pid, signal.SIGKILL)
+
+
+def list_children(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children()

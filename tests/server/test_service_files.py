@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from client.local_state import forget_old_runs
 from client.node_files import NodeFiles
 from client.refusals import Refusal
 from client.runner import Interruption
+from federation_configs.supervision import Kept
 from federation_configs.wire import SiteError
 from server.registry import RunRegistry
 from server.run_folder import StopRequest, runs_home
@@ -147,3 +149,21 @@ def test_queued_and_running_runs_are_unfinished(tmp_path):
     assert sorted(row.id for row in registry.unfinished()) == ["a", "b"]
     assert registry.update("e", {"status": "queued"}).finished is None
     registry.close()
+
+
+def test_a_part_that_ends_says_why_with_the_last_line_of_its_log(tmp_path):
+    heard = []
+    kept = Kept(
+        "the part",
+        lambda: [sys.executable, "-c", "print('\\x1b[91mwhat happened\\x1b[0m'); raise SystemExit(3)"],
+        dict(os.environ),
+        tmp_path / "part.log",
+    )
+    kept.start()
+    kept.process.wait(30)
+    kept.tend(heard.append)
+    assert heard == [
+        "the part ended (exit code 3); it is started again in 2 s",
+        "the last line of its log: what happened",
+    ]
+    kept.end(0)

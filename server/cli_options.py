@@ -1,0 +1,27 @@
+"""Options that several commands of ``aiseeme`` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Runs = Annotated[
+    Path | None,
+    typer.Option(
+        "--runs",
+        help="Folder of all runs (default: $AISEEME_RUNS, else that of $AISEEME_HOME, else ./runs).",
+        show_default=False,
+    ),
+]
+Federation = Annotated[
+    Path | None,
+    typer.Option(
+        "--federation",
+        help="A federation's home, with its keys, sites and runs (default: $AISEEME_HOME, else ./federation).",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead.")]
+RunId = Annotated[str, typer.Argument(help="A run's id, or its beginning if that is unique.")]
