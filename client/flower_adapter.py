@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import math
 import ssl
 import time
 import types
@@ -29,6 +30,8 @@ CLIENTAPP, AGENTAPP = "flwr-clientapp", "flwr-agentapp"
 _IDLE_SLEEP_S = 3.0  # what a SuperNode sleeps when there is no message; it sleeps 0.5 s while it waits for a reply
 _REPLY_POLL_S = 0.05
 _RUN_CHECK_S = 5.0
+_STUCK_S = 60.0
+_GIVING_UP_S = 300.0  # that long a runner may take to notice that its work is for nothing
 _SENDINGS = 5
 
 
@@ -47,6 +50,8 @@ class NodeHooks:
         on_contact: called whenever the gateway has answered.
         on_run_ended: called with a Flower run's id once, when it ended while a reply to it is being computed.
         on_refused: called with the hash of a bundle that was refused.
+        on_stuck: called where no reply has come a minute after anybody waits for it. A runner that is killed just after
+            it has claimed a message leaves one behind that nobody will ever answer, and the node would wait for ever.
     """
 
     approved: frozenset[str]
@@ -59,6 +64,7 @@ class NodeHooks:
     on_contact: Callable[[], None]
     on_run_ended: Callable[[int], None]
     on_refused: Callable[[str], None]
+    on_stuck: Callable[[], None]
 
     def install(self) -> None:
         """Put the hooks in place; call this before `run_node`."""
@@ -69,6 +75,7 @@ class NodeHooks:
         # The package exports the function under the module's name.
         command = importlib.import_module("flwr.supernode.cli.flower_supernode")
         self._run: int | None = None
+        self._overdue = math.inf
         self._pause = self.quickest_poll_s
         self._looked_at = 0.0
         self._still_running: Callable[[int], Any] | None = None
@@ -100,7 +107,10 @@ class NodeHooks:
                 def receive_noting() -> Any:
                     self.on_life()
                     received = receive()
-                    self._run = None if received is None else int(received[0].metadata.run_id)
+                    self._run, self._overdue = None, math.inf
+                    if received is not None:
+                        data = received[0].metadata
+                        self._run, self._overdue = int(data.run_id), data.created_at + data.ttl + _STUCK_S
                     return received
 
                 def get_fab_unsigned(fab_hash: str, run_id: int) -> Any:
@@ -168,6 +178,8 @@ class NodeHooks:
             self._pause = min(self._pause * 1.05, self.slowest_poll_s)
             return
         self._pause = self.quickest_poll_s
+        if time.time() > self._overdue:
+            self.on_stuck()
         self._look_for_end()
         time.sleep(min(seconds, _REPLY_POLL_S))
 
@@ -183,7 +195,7 @@ class NodeHooks:
             self._still_running(self._run)
         except RunNotRunningException:
             self.on_run_ended(self._run)
-            self._run = None
+            self._run, self._overdue = None, min(self._overdue, time.time() + _GIVING_UP_S)
 
     def _client(self, original: type[Any]) -> type[Any]:
         hooks = self

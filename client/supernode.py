@@ -58,6 +58,7 @@ def main() -> None:
         on_contact=_Seldom(files.note_contact),
         on_run_ended=files.note_ended,
         on_refused=refused,
+        on_stuck=lambda: _end("nobody answers a message whose time is over"),
     ).install()
     threading.Thread(target=_end_when_deaf, daemon=True, name="watch").start()
     sys.argv = [
@@ -79,8 +80,12 @@ def _end_when_deaf() -> None:
         beats = heart_beats()
         had_a_heart = had_a_heart or beats
         if not threading.main_thread().is_alive() or (had_a_heart and not beats):
-            say("the node has gone deaf: it ends, to be started again")
-            os._exit(1)
+            _end("the node has gone deaf")
+
+
+def _end(why: str) -> None:
+    say(f"{why}: the node ends, to be started again")
+    os._exit(1)
 
 
 if __name__ == "__main__":

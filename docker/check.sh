@@ -141,7 +141,8 @@ for site in "${sites[@]}"; do container "$site" client; done
 inside coordinator aiseeme doctor
 inside coordinator aiseeme config check skin-small
 inside alpha aiseeme-site --help
-inside alpha sh -c 'id; for path in /anywhere /opt/aiseeme/anywhere /run/anywhere /letters/../anywhere; do
+# shellcheck disable=SC2016  # for the shell inside
+inside alpha sh -c 'id; for path in /anywhere /opt/aiseeme/anywhere /run/anywhere; do
     if touch $path 2> /dev/null; then echo "$path can be written"; exit 1; fi; done
   for tool in uv pip pip3 gcc; do if command -v $tool; then exit 1; fi; done
   for folder in /opt/uv /build /root/.cache; do if [ -e $folder ]; then echo "$folder is there"; exit 1; fi; done'

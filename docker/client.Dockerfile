@@ -14,11 +14,13 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     && python3 -m venv --without-pip /opt/aiseeme
 ENV UV_LINK_MODE=copy UV_NATIVE_TLS=1 UV_NO_CACHE=1 UV_NO_PROGRESS=1 UV_PYTHON_DOWNLOADS=never
 COPY requirements.lock /build/
-# Compiled here, as the root file system is read-only later. PyTorch's wheels bring CUDA's libraries along.
+# Compiled here, as the root file system is read-only later. PyTorch's wheels bring CUDA's libraries along. The uv that
+# Flower brings would install what a bundle asks for: that is off everywhere, so it is not needed either.
 RUN --mount=type=secret,id=uv.toml,target=/etc/uv/uv.toml \
     --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
     /opt/uv/bin/uv pip install --quiet --compile-bytecode --require-hashes --python /opt/aiseeme/bin/python \
-        -r /build/requirements.lock
+        -r /build/requirements.lock \
+    && /opt/uv/bin/uv pip uninstall --quiet --python /opt/aiseeme/bin/python uv
 COPY pyproject.toml README.md LICENSE /build/source/
 COPY aiseeme_models /build/source/aiseeme_models
 COPY federation_configs /build/source/federation_configs

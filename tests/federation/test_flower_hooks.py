@@ -93,6 +93,7 @@ def hooks(tmp_path, monkeypatch):
         on_contact=lambda: None,
         on_run_ended=lambda run: None,
         on_refused=refused.append,
+        on_stuck=lambda: lives.append("stuck"),
     )
     made.install()
     return made, node, refused, lives
@@ -258,3 +259,24 @@ def test_flower_neither_phones_home_nor_installs_anything_nor_sends_loopback_thr
     # The names of the switches are Flower's.
     root = inspect.getsource(importlib.import_module("flwr.supercore.telemetry"))
     assert "FLWR_TELEMETRY_ENABLED" in root
+
+
+def test_a_node_does_not_wait_for_ever_for_a_reply_that_nobody_will_give(hooks, monkeypatch):
+    made, node, _, lives = hooks
+    node.time.sleep(0.5)
+    assert "stuck" not in lives
+    monkeypatch.setattr(made, "_overdue", 1.0)  # its message's time was over long ago
+    node.time.sleep(0.5)
+    assert "stuck" in lives
+    lives.clear()
+    monkeypatch.setattr(made, "_still_running", _ended)
+    monkeypatch.setattr(made, "_run", 7)
+    monkeypatch.setattr(made, "_overdue", float("inf"))
+    node.time.sleep(0.5)  # its run has ended: the runner has some minutes to notice
+    assert "stuck" not in lives and 0 < made._overdue < float("inf")
+
+
+def _ended(_run):
+    from flwr.supercore.run import RunNotRunningException
+
+    raise RunNotRunningException
