@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import IO, Any
 
+from aiseeme_models.errors import RunFailed
+
 GENESIS = "0" * 64
 """What the first entry names as the line before it; the head of an empty ledger."""
 TORN = b"#torn\n"
@@ -21,7 +23,7 @@ RECOVERED = "recovered"
 _OWN = ("seq", "time", "previous", "kind")
 
 
-class LedgerBroken(Exception):
+class LedgerBroken(RunFailed):
     """The ledger is not one unbroken chain; nothing may be added to it."""
 
 
@@ -121,7 +123,7 @@ class Chain:
 
     def _problem(self, text: str) -> None:
         if self._on_problem is None:
-            raise LedgerBroken(text)
+            raise LedgerBroken(f"the ledger does not hold together: {text}; `aiseeme-site ledger verify` says more")
         self._on_problem(text)
 
 

@@ -96,6 +96,10 @@ class Roster:
         self.refused = {name: named.get(name, others) for name in absent}
         observer.sites_described(state, self.refused)
 
+    def forget(self, node: int) -> None:
+        """Have a node describe itself again before it is asked anything else: it is not what it said it was."""
+        self.nodes.pop(node, None)
+
     def await_nodes(self, names: Iterable[str], patience_s: float, observer: Observer) -> None:
         """Wait until the nodes of these sites are connected, those of the sites that are not known yet too.
 

@@ -158,9 +158,10 @@ class RoundLoop:
     ) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
         number = state.round + 1
         asked = TrainRequest(**self._question(state, model), proximal_mu=aggregation.proximal_mu)
-        aggregation.start_round(
-            vector, max_weight=sum(site.images for site in state.sites.values()), scratch=self.folder / "scratch"
-        )
+        # Not what the sites have declared so far: one may describe itself while the round goes on, and the same replies
+        # must give the same bits whatever the sites declared that did not answer.
+        most = len(self.site_names) * self.config.federation.max_images_per_site
+        aggregation.start_round(vector, max_weight=most, scratch=self.folder / "scratch")
         counted: dict[str, TrainReply] = {}
         refused: dict[str, Refused] = {}
         transfer = self.config.federation.transfer
@@ -250,6 +251,8 @@ class RoundLoop:
             if isinstance(outcome, Refused):
                 refused[name] = outcome
                 self.observer.site_missed(name, outcome)
+                if outcome.code is Missed.IMPOSSIBLE_COUNT:  # a runner that was started again counts its images anew
+                    self._roster.forget(node)
             else:
                 refused.pop(name, None)
                 counted[name] = outcome

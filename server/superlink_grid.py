@@ -108,7 +108,12 @@ class SuperLinkGrid(Grid):
         return self._patiently(lambda: list(self._open.grid.get_node_ids()))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages, one at a time: a push that fails half-way is repeated for one site, not for all."""
+        """Send messages, one at a time: a push that fails half-way is repeated for one site, not for all.
+
+        What had come of replies to earlier ones is let go: after their deadline nobody asks for them any more.
+        """
+        self._arriving.clear()
+        self._room.clear()
         return [self._patiently(lambda one=one: self._push(one)) for one in messages]  # type: ignore[misc]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from aiseeme_models.errors import RunFailed
 from client import ledger as ledger_module
 from client.ledger import GENESIS, Ledger, LedgerBroken
 from client.refusals import code_of
@@ -297,3 +298,9 @@ def test_ten_thousand_entries_are_shown_at_once(tmp_path: Path, monkeypatch: pyt
     code = "import sys, client.cli_ledger, client.ledger, client.site_home; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "flwr", "numpy"} & set(loaded)
+
+
+def test_a_person_is_told_of_a_broken_ledger_in_a_sentence(book: Ledger) -> None:
+    book.path.write_bytes(book.path.read_bytes().replace(b'"images":30', b'"images":31', 1))
+    with pytest.raises(RunFailed, match=r"the ledger does not hold together: line 3.*ledger verify"):
+        Ledger(book.path).append("started-up")

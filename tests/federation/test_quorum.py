@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
-from flwr.app import Error, Message
+from flwr.app import ConfigRecord, Error, Message
 
 from aiseeme_models.errors import InputError, RunFailed
 from federation_configs.loading import check_config
@@ -90,3 +91,33 @@ def test_a_round_may_be_cut_to_a_few_steps(federation):
     state, _ = played.play(Watch())
     assert state.finished and sorted(steps) == ["alpha", "beta", "gamma"]
     assert check_config(played.config.model_dump(mode="json"), where="again") == played.config
+
+
+class Grown:
+    """A site whose runner is started again in the second round, and finds more images than it had described."""
+
+    def __init__(self, times):
+        self.times, self.described, self.grown = times, 0, 0
+
+    def __call__(self, message, reply):
+        body = json.loads(reply.content["body"]["json"])
+        if message.metadata.message_type == "query.describe":
+            self.described += 1
+            if self.described == 1:
+                self.grown = body["train"] * self.times + 1
+            else:
+                body["train"] = self.grown
+        elif message.metadata.message_type == "train" and body["round"] > 1:
+            body["images"] = self.grown
+        reply.content["body"] = ConfigRecord({"json": json.dumps(body)})
+        return reply
+
+
+@pytest.mark.parametrize("times", [1, 20])
+def test_a_site_whose_images_have_changed_describes_itself_again_and_counts(federation, times):
+    stage = {"task": "rotation", "rounds": 3, "batch_size": 4, "lr": 0.01, "max_steps": 1}
+    grown = Grown(times)
+    config = tiny_config(curriculum={"stage": [stage]}, federation={"min_sites": 3, "round_retries": 1})
+    state, _ = federation(config, {"gamma": grown}).play()
+    assert state.finished and grown.described == 2
+    assert state.sites["gamma"].answered == 3 and state.sites["gamma"].images == grown.grown
