@@ -5,6 +5,7 @@ Started and kept by `client.service`. Outbound connections go to the gateway onl
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -47,6 +48,10 @@ def main() -> None:
         home.log.warning("an app bundle that is not approved was refused: sha256 %s", digest)
         ledger.append("refused", what="bundle", code=SiteError.BUNDLE_NOT_APPROVED.name, sha256=digest)
 
+    def ended(run: int) -> None:
+        with contextlib.suppress(OSError):  # a full disk: the work is given up when its time is over
+            files.note_ended(run)
+
     NodeHooks(
         approved=home.config.policy.approved_bundles(BUNDLE_SHA256),
         authority_file=membership.authority_file,
@@ -56,7 +61,7 @@ def main() -> None:
         slowest_poll_s=connection.slowest_poll_s,
         on_life=_Seldom(files.note_alive),
         on_contact=_Seldom(files.note_contact),
-        on_run_ended=files.note_ended,
+        on_run_ended=ended,
         on_refused=refused,
         on_stuck=lambda: _end("nobody answers a message whose time is over"),
     ).install()

@@ -86,8 +86,7 @@ class Kept:
             return
         code = self.process.poll()
         if code is None:
-            if self.log is not None:
-                _shorten(self.log)
+            self.shorten_log()
             if self.is_deaf is not None and now - self._started > self.patience_s and self.is_deaf():
                 say(f"{self.name} lives but does nothing any more: it is killed and started again")
                 self.end(0.0)
@@ -111,6 +110,11 @@ class Kept:
             lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
             return printable(_COLOURS.sub("", lines[-1]), LONGEST_LINE) if lines else ""
         return ""
+
+    def shorten_log(self) -> None:
+        """Keep its log below a size."""
+        if self.log is not None:
+            _shorten(self.log)
 
     def _try_to_start(self, say: Callable[[str], None], now: float) -> None:
         """Start it, or try again later: a disk that is full or a table of processes that is, may not be so for ever."""

@@ -36,7 +36,7 @@ def rehearsal_config(config: FederationConfig) -> FederationConfig:
     """The rehearsal of ``config``: every stage once, a few steps each, with whoever answers, so that all are tried."""
     data = config.model_dump(mode="json")
     for stage in data["curriculum"]["stage"]:
-        stage.update(rounds=1, stop="rounds", max_steps=_STEPS)
+        stage.update(rounds=1, stop="rounds", max_steps=min(_STEPS, stage.get("max_steps") or _STEPS))
     data["name"] = f"canary-{config.name}"[:48].rstrip("-")
     data["federation"] |= {
         "min_sites": 1,

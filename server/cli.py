@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aiseeme_models.errors import InputError
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, run_app, show_version, shown
 from server import cli_federation, cli_models, cli_serve
@@ -89,7 +90,10 @@ def resume(run: RunId, runs: Runs = None, federation: Federation = None, as_json
     from server.run_folder import FEDERATION_PLAN, existing_registry, runs_home
 
     folder = runs_home(runs, federation)
-    if (folder / existing_registry(folder).get(run).id / FEDERATION_PLAN).exists():
+    whole = existing_registry(folder).get(run).id
+    if not (folder / whole).is_dir():
+        raise InputError(f"{folder / whole}: the run's folder is gone, so it cannot go on")
+    if (folder / whole / FEDERATION_PLAN).exists():
         from server.federation_home import FederationHome
         from server.launching import resume as submit
 
@@ -246,4 +250,4 @@ def _show_results(results: Results, folder: Path, as_json: bool) -> None:
 
 def main() -> None:
     """The console script."""
-    run_app(app, interrupted="interrupted; `aiseeme runs` says which run can be resumed")
+    run_app(app, interrupted="interrupted; `aiseeme runs` says which runs go on, and which can be resumed")

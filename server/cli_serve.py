@@ -59,7 +59,7 @@ def launch(
         data["federation"]["sites"] = [name.strip() for name in sites.split(",")]
     loaded = check_config(data, where="launch")
     if canary or only_canary:
-        _rehearse(home, loaded)
+        _rehearse(home, loaded, quiet=as_json)
         if only_canary:
             return
     run = submit(home, loaded)
@@ -107,14 +107,10 @@ def _follow(home: FederationHome, run: str, *, quiet: bool) -> RunRow:
     def show(line: str) -> None:
         screen.print(shown(line, LONGEST_LINE), highlight=False, soft_wrap=True)
 
-    try:
-        return follow(home, run, show)
-    except KeyboardInterrupt:
-        show(f"the run goes on; `aiseeme show {run}` tells how, `aiseeme stop {run}` stops it")
-        raise
+    return follow(home, run, show)
 
 
-def _rehearse(home: FederationHome, config: FederationConfig) -> None:
+def _rehearse(home: FederationHome, config: FederationConfig, *, quiet: bool) -> None:
     """Play the canary; ends the command where a site would not count."""
     from rich.table import Table
 
@@ -122,9 +118,9 @@ def _rehearse(home: FederationHome, config: FederationConfig) -> None:
     from server.launching import launch as submit
     from server.run_folder import FederationPlan
 
-    screen = console()
+    screen = console(stderr=quiet)
     run = submit(home, rehearsal_config(config))
-    _follow(home, run, quiet=False)
+    _follow(home, run, quiet=quiet)
     folder = home.runs / run
     found = rehearsals(config, folder, list(FederationPlan.load(folder).sites))
     table = Table(title="the rehearsal")
@@ -142,7 +138,8 @@ def _rehearse(home: FederationHome, config: FederationConfig) -> None:
     for one in found:
         slowest[one.stage] = max(slowest[one.stage], one.round_s or 0.0)
     hours = sum(slowest[index] * stage.rounds for index, stage in enumerate(config.curriculum.stage)) / 3600
-    typer.echo(f"every site answered in every stage; training would take about {hours:.1f} h at the slowest sites")
+    takes = f"training would take about {hours:.1f} h at the slowest sites"
+    typer.echo(f"every site answered in every stage; {takes}", err=quiet)
     late = config.federation.round_deadline_s
     if any(seconds > 0.8 * late for seconds in slowest.values()):
         typer.echo(f"a round comes close to round_deadline_s = {late:.0f}: raise it", err=True)

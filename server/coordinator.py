@@ -41,13 +41,17 @@ def play(home: FederationHome, run: str) -> Results:
     """Play what is left of a launched run.
 
     Raises:
-        RunFailed: it failed, or was stopped; the registry says so too.
-        InputError: another process plays it, or its files are damaged.
+        RunFailed: it failed, was stopped, or its files are damaged; the registry says so too.
+        InputError: another process plays it.
     """
     folder = home.runs / run
     registry = RunRegistry(registry_url(home.runs))
     with held(folder):
-        config, plan = load_config(folder / CONFIG), FederationPlan.load(folder)
+        try:
+            config, plan = load_config(folder / CONFIG), FederationPlan.load(folder)
+        except InputError as damaged:  # asked again it would be no better
+            registry.update(run, {"status": "failed", "reason": str(damaged), "pid": None})
+            raise RunFailed(str(damaged)) from None
         registry.update(run, {"status": "running", "reason": "", "pid": os.getpid()})
         progress = Progress(console())
         progress.begin(config, folder)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flwr.superlink.grid import HttpGrid
 
 SERVERAPP = "flwr-serverapp"
+_CONTROL_S = 10.0  # on loopback; who asks has other things to look after
 RUN_GONE = frozenset({401, 403, 404})  # what the SuperLink answers once a run has ended or its token is void
 
 
@@ -75,6 +76,7 @@ class Link:
 
         version = RuntimeVersionHttpInterceptor(component_name="flwr CLI")
         client = ControlHttpClient.from_server_address(self.address, False, self.authority, [version])
+        client._client.timeout = httpx.Timeout(_CONTROL_S)
         try:
             yield client
         finally:

@@ -79,6 +79,8 @@ def stop(home: FederationHome, run: str) -> RunRow:
     registry = RunRegistry(registry_url(home.runs))
     row = registry.get(run)
     folder = home.runs / row.id
+    if row.status in UNFINISHED and not folder.is_dir():
+        return registry.update(row.id, {"status": "stopped", "reason": "its folder is gone", "pid": None})
     if not (folder / FEDERATION_PLAN).exists():
         raise InputError(f"{row.id} is a simulation: Ctrl-C stops it where it runs")
     if row.status not in UNFINISHED:

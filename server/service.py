@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import httpx
+from sqlalchemy.exc import SQLAlchemyError
 
+from aiseeme_models.errors import RunFailed
+from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.flower import quiet_environment
 from federation_configs.supervision import Kept, StopAsked, end_all, say
 from server.federation_home import FederationHome
@@ -93,7 +96,7 @@ class _Runs:
         self._home, self._files = home, files
         self._registry = RunRegistry(registry_url(home.runs))
         self._playing: tuple[str, Kept] | None = None
-        self._crashes, self._rounds_then = 0, -1
+        self._crashes, self._then = 0, ("", -1)
 
     @property
     def playing(self) -> list[Kept]:
@@ -105,6 +108,7 @@ class _Runs:
         if self._playing is not None:
             run, kept = self._playing
             if kept.runs:
+                kept.shorten_log()
                 return
             self._playing = None
             row = self._registry.get(run)
@@ -132,12 +136,13 @@ class _Runs:
             quiet_environment(self._files.flower_home),
             self._home.runs / row.id / "coordinator.log",
         )
-        kept.start()
         self._playing = row.id, kept
+        kept.start()
 
     def _crashed(self, row: RunRow) -> None:
-        self._crashes = self._crashes + 1 if row.rounds_done == self._rounds_then else 1
-        self._rounds_then = row.rounds_done
+        now = row.id, row.rounds_done
+        self._crashes = self._crashes + 1 if now == self._then else 1
+        self._then = now
         say(f"run {row.id}: its process ended unexpectedly ({self._crashes} of {_MOST_CRASHES})")
         if self._crashes >= _MOST_CRASHES:
             reason = f"its process ended {self._crashes} times in round {row.rounds_done + 1}: see coordinator.log"
@@ -172,7 +177,7 @@ def serve(home: FederationHome) -> None:
         end_leftovers(home)
         check_port(home)
         say(f"{config.name}: hospitals connect to {config.hostname}:{config.port}; logs are in {home.logs}")
-        starts = 0
+        starts, trouble = 0, ""
         try:
             while not stop.asked:
                 superlink.tend(say)
@@ -180,12 +185,24 @@ def serve(home: FederationHome) -> None:
                 if superlink.starts != starts:
                     starts = superlink.starts
                     doors.forget()
-                doors.tend()
-                runs.tend()
+                trouble = _tend(doors, runs, trouble)
                 stop.wait(_TURN_S)
         finally:
             say("stopping; runs go on when it is started again")
             end_all([superlink, gateway, *runs.playing])
+
+
+def _tend(doors: _Doors, runs: _Runs, told: str) -> str:
+    """Tend doors and runs. A full disk or a busy database passes: it is said once, and tried again at the next turn."""
+    try:
+        doors.tend()
+        runs.tend()
+    except (OSError, SQLAlchemyError, RunFailed) as error:
+        trouble = printable(str(error), LONGEST_LINE)
+        if trouble != told:
+            say(f"this goes wrong now, and is tried again: {trouble}")
+        return trouble
+    return ""
 
 
 def _superlink_command(home: FederationHome, port: int) -> list[str]:

@@ -105,7 +105,7 @@ class SuperLinkGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """The nodes that are online."""
-        return self._patiently(lambda: list(self._open.grid.get_node_ids()))
+        return self._persistently(lambda: list(self._open.grid.get_node_ids()))
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages, one at a time: a push that fails half-way is repeated for one site, not for all.
@@ -150,7 +150,7 @@ class SuperLinkGrid(Grid):
 
     def registered(self) -> dict[bytes, int]:
         """The registered nodes' ids by public key (PEM)."""
-        return self._patiently(self._link.nodes)
+        return self._persistently(self._link.nodes)
 
     def _push(self, message: Message) -> str:
         (message_id,) = self._open.grid.push_messages([message])
@@ -208,6 +208,18 @@ class SuperLinkGrid(Grid):
             reply.lacking.remove(object_id)
             reply.bytes += len(content)
         return True
+
+    def _persistently(self, call: Callable[[], Answer]) -> Answer:
+        """Ask what does not belong to a Flower run; where that has ended, the next one is asked.
+
+        Raises:
+            RunFailed: the SuperLink stayed away.
+        """
+        while True:
+            try:
+                return self._patiently(call)
+            except ConnectionLost:
+                continue
 
     def _patiently(self, call: Callable[[], Answer]) -> Answer:
         """Call the SuperLink; wait for it while it is away.
@@ -271,6 +283,7 @@ class SuperLinkGrid(Grid):
                     raise RunFailed(f"the SuperLink refused the run: HTTP {error.response.status_code}") from error
                 self._wait(since, error)
             except httpx.TransportError as error:
+                run_id = None  # a token may have been lost on its way: another run has another one
                 self._wait(since, error)
 
     def _claim(self, run_id: int) -> str:

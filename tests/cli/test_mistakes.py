@@ -115,7 +115,7 @@ def test_shown_text_has_no_markup_and_one_line():
 @pytest.mark.parametrize(
     ("main", "says"),
     [
-        (server.cli.main, "interrupted; `aiseeme runs` says which run can be resumed\n"),
+        (server.cli.main, "interrupted; `aiseeme runs` says which runs go on, and which can be resumed\n"),
         (client.cli.main, "interrupted\n"),
     ],
 )

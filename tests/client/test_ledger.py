@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -280,21 +279,13 @@ def test_text_in_a_forged_ledger_cannot_steer_the_terminal(tmp_path: Path) -> No
     assert "[red]r" in shown.stdout
 
 
-def test_ten_thousand_entries_are_shown_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_thousand_entries_are_shown_without_anything_heavy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module.os, "fsync", lambda descriptor: None)
     book = Ledger(tmp_path / "ledger.jsonl")
     for number in range(5000):
         asked = book.append("asked", what="train", run="r", round=number, config="0" * 64, coordinator="ab" * 32)
         book.append("answered", request=asked.seq, what="train", images=20, bytes=10, sha256="0" * 64)
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        assert site("--home", tmp_path).returncode == 0
-        seconds.append(time.perf_counter() - started)
-    bare = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import client.cli"], check=True)
-    bare = time.perf_counter() - bare
-    assert min(seconds) < 0.5 + bare, "beside what starting takes on a busy machine"
+    assert site("--home", tmp_path).returncode == 0
     code = "import sys, client.cli_ledger, client.ledger, client.site_home; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "flwr", "numpy"} & set(loaded)
