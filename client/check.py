@@ -22,13 +22,13 @@ from client.policy import CLOCK_TOLERANCE_S
 from client.schedule import DAYS
 from federation_configs.bundle_file import BUNDLE_SHA256
 from federation_configs.machine_checks import Check, disk, library, memory, torch_works, writable
+from federation_configs.membership import WARN_DAYS
 
 if TYPE_CHECKING:
     from client.membership import SiteMembership
     from client.site_home import SiteHome
 
 _LIBRARIES = ("torch", "torchvision", "monai", "flwr", "pydicom", "imagecodecs", "nibabel", "safetensors")
-_WARN_DAYS = 30
 
 
 def look(home: SiteHome) -> Iterator[Check]:
@@ -97,9 +97,9 @@ def _ledger(home: SiteHome) -> Check:
 
 
 def _membership(membership: SiteMembership) -> Check:
-    days = (membership.expires.timestamp() - time.time()) / 86_400
+    days = membership.days_left
     says = f"{membership.site} in {membership.federation}; the certificate is good for {days:.0f} days"
-    if days < _WARN_DAYS:
+    if days < WARN_DAYS:
         says += ": ask the coordinator for a new one"
     return Check(what="membership", ok=days > 0, says=says)
 

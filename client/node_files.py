@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -17,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aiseeme_models.atomic_files import write_atomically
-from aiseeme_models.errors import InputError
+from federation_configs.one_process import holding, is_held
 
+LOCK = "lock"
 _ADDRESS = re.compile(r"(127\.0\.0\.1:\d{1,5})\n")
 
 
@@ -45,11 +45,7 @@ class NodeFiles:
             InputError: another process runs it.
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.folder / "lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{self.folder.parent}: this site is running already") from None
+        with holding(self.folder / LOCK, f"{self.folder.parent}: this site is running already"):
             for left in (self._address, self._alive, self._contact, self.secret):
                 left.unlink(missing_ok=True)
             for folder in (self._ended, self.flower_home):
@@ -62,14 +58,7 @@ class NodeFiles:
 
     def is_held(self) -> bool:
         """Whether a process runs this site."""
-        try:
-            with (self.folder / "lock").open("r") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return is_held(self.folder / LOCK)
 
     def choose_port(self) -> int:
         """A free port on loopback for a node that is about to start, told to the runner too."""

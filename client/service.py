@@ -18,6 +18,7 @@ from client.node_files import NodeFiles
 from client.site_home import SETTINGS, SiteHome
 from federation_configs.bundle_file import BUNDLE_SHA256
 from federation_configs.flower import quiet_environment
+from federation_configs.membership import WARN_DAYS
 from federation_configs.supervision import Kept, StopAsked, end_all, say
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _DEAF_S = 120.0
 """A node's loop sleeps at most about 20 s between two tries to reach a gateway that is away."""
-_SILENT_S, _WARN_DAYS = 60.0, 30
+_SILENT_S = 60.0
 _FIRST_LOOK_S, _LOOK_EVERY_S = 10.0, 60.0
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 
@@ -89,9 +90,9 @@ class _Parts:
     def introduce(self) -> None:
         """Say who takes part where, and for how long."""
         membership = self._membership
-        days = (membership.expires.timestamp() - time.time()) / 86_400
+        days = membership.days_left
         say(f"{membership.site} takes part in {membership.federation} at {membership.gateway_host}")
-        if days < _WARN_DAYS:
+        if days < WARN_DAYS:
             say(f"its certificate ends in {days:.0f} days: ask the coordinator for `aiseeme site rotate`")
 
     def tend(self) -> None:

@@ -145,7 +145,7 @@ inside alpha aiseeme-site --help
 inside alpha sh -c 'id; for path in /anywhere /opt/aiseeme/anywhere /run/anywhere; do
     if touch $path 2> /dev/null; then echo "$path can be written"; exit 1; fi; done
   for tool in uv pip pip3 gcc; do if command -v $tool; then exit 1; fi; done
-  for folder in /opt/uv /opt/wheels /build /root/.cache; do if [ -e $folder ]; then echo "$folder is there"; exit 1; fi; done'
+  for folder in /opt/uv /opt/built /build /root/.cache; do if [ -e $folder ]; then echo "$folder is there"; exit 1; fi; done'
 
 say "a federation is made, and ${#sites[@]} sites join it"
 port=$(inside coordinator python -c 'import socket; print(socket.create_server(("127.0.0.1", 0)).getsockname()[1])')

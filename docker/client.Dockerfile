@@ -34,9 +34,9 @@ FROM ${BASE_IMAGE}
 COPY --from=build /opt/aiseeme /opt/aiseeme
 # uv is lent by the build stage and does not stay. The standard library of some base images is not compiled.
 RUN --mount=type=bind,from=build,source=/opt/uv,target=/opt/uv \
-    --mount=type=bind,from=build,source=/build/wheels,target=/opt/wheels \
+    --mount=type=bind,from=build,source=/build/wheels,target=/opt/built \
     /opt/uv/bin/uv pip install --quiet --no-cache --offline --no-deps --compile-bytecode \
-        --python /opt/aiseeme/bin/python /opt/wheels/*.whl \
+        --python /opt/aiseeme/bin/python /opt/built/*.whl \
     && python3 -m compileall -q -x 'lib2to3|/test' \
         "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
     && groupadd --gid 10001 aiseeme \

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cryptography import x509
 
 MOST_BYTES = 65_536
+WARN_DAYS = 30
+"""So long before a certificate ends, whoever looks is told."""
 SERIAL = r"^(?:[0-9A-F]{2}){1,20}$"
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"

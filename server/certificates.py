@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 AUTHORITY_DAYS = 3653
 SERVER_DAYS = 825  # what the strictest verifiers accept of a server
 SITE_DAYS = 365
-WARN_DAYS = 30
 _BACKDATED = timedelta(hours=1)  # a hospital's clock may be a little behind
 
 
@@ -141,11 +140,6 @@ def read_request(content: bytes, where: str) -> tuple[str, EllipticCurvePublicKe
     if name is None:
         raise InputError(f"{where}: the request does not name one site")
     return printable(name, 64), p384(key, where)
-
-
-def days_left(certificate: x509.Certificate, now: datetime | None = None) -> float:
-    """Days until a certificate ends; negative once it has."""
-    return (certificate.not_valid_after_utc - (now or datetime.now(UTC))).total_seconds() / 86_400
 
 
 def _begun(

@@ -23,8 +23,6 @@ Kit = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help="The file to write (default: here, by the name).", show_default=False)]
 
-_WARN_DAYS = 30  # as `server.certificates.WARN_DAYS`, which is heavy to import
-
 site_app = typer.Typer(no_args_is_help=True, help="Let hospitals in, and shut them out.")
 gateway_app = typer.Typer(no_args_is_help=True, help="The door through which hospitals connect.")
 
@@ -118,6 +116,7 @@ def list_(federation: Federation = None, as_json: Json = False) -> None:
     """List the hospitals, and until when their certificates are good."""
     from rich.table import Table
 
+    from federation_configs.membership import WARN_DAYS
     from server.federation_home import federation_home
     from server.provisioning import list_sites
     from server.service_files import sites_online
@@ -137,7 +136,7 @@ def list_(federation: Federation = None, as_json: Json = False) -> None:
     for row in rows:
         facts = _facts(row)
         days = facts["days_left"] if row.status == "active" else None
-        warning = "" if days is None or days > _WARN_DAYS else ": expired" if days <= 0 else ": rotate it"
+        warning = "" if days is None or days > WARN_DAYS else ": expired" if days <= 0 else ": rotate it"
         status = f"{row.status}, rotating" if row.rotating else row.status
         left = "" if days is None else f"{days:.0f}{warning}"
         there = "" if online is None or row.status != "active" else "yes" if row.name in online else "no"

@@ -94,16 +94,7 @@ def play(home: FederationHome, run: str) -> Results:
                 registry.update(run, {"status": status, "reason": reason, "pid": None})
             raise RunFailed(reason) from failure
         grid.close(completed=True)
-        registry.update(
-            run,
-            {
-                "status": "done",
-                "reason": results.reason,
-                "rounds_done": results.rounds_done,
-                "sites_complete": results.complete_sites,
-                "pid": None,
-            },
-        )
+        registry.finish(results)
         return results
 
 
@@ -112,7 +103,7 @@ def _owners(grid: SuperLinkGrid, home: FederationHome) -> Owners:
     sites = SiteRegistry(home.sites_url)
 
     def owners() -> dict[int, str]:
-        names = {row.public_key_pem.encode(): row.name for row in sites.active()}
+        names = sites.names_by_key()
         return {node: names[key] for key, node in grid.registered().items() if key in names}
 
     return owners

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from aiseeme_models.errors import InputError
 from federation_configs.machine_checks import Check
+from federation_configs.membership import WARN_DAYS
 from federation_configs.site_keys import load_certificate
-from server.certificates import WARN_DAYS
 from server.gateway import find_nginx
 from server.provisioning import list_sites
 

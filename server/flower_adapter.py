@@ -84,19 +84,17 @@ class Link:
 
     def nodes(self) -> dict[bytes, int]:
         """The registered nodes' ids by public key (PEM)."""
+        return {bytes(node.public_key): int(node.node_id) for node in self._listed() if node.status != "unregistered"}
+
+    def online(self) -> set[bytes]:
+        """Public keys (PEM) of the nodes that are online."""
+        return {bytes(node.public_key) for node in self._listed() if node.status == "online"}
+
+    def _listed(self) -> Any:
         from flwr.proto.control_pb2 import ListNodesRequest
 
         with self._control() as control:
-            listed = control.ListNodes(ListNodesRequest()).nodes_info
-        return {bytes(node.public_key): int(node.node_id) for node in listed if node.status != "unregistered"}
-
-    def online(self) -> set[int]:
-        """Ids of the nodes that are online."""
-        from flwr.proto.control_pb2 import ListNodesRequest
-
-        with self._control() as control:
-            listed = control.ListNodes(ListNodesRequest()).nodes_info
-        return {int(node.node_id) for node in listed if node.status == "online"}
+            return control.ListNodes(ListNodesRequest()).nodes_info
 
     def register(self, public_key: bytes, name: str) -> int:
         """Let a node in by its public key (PEM); gives its id."""

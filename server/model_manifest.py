@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue
 
 from aiseeme_models.errors import InputError
 from aiseeme_models.options import Options
 from server.checkpoint_manifest import Sha256
-from server.signed_files import read_manifest
+from server.signed_files import read_manifest_as
 
 MODEL_FOLDER, WEIGHTS_FILE, MANIFEST_FILE = "model", "backbone.safetensors", "model.json"
 """A run's final model: the folder in the run's own, and what is in it beside the model card."""
@@ -82,10 +82,4 @@ def read_model_manifest(folder: Path) -> tuple[ModelManifest, bytes]:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise InputError(f"{folder}: no model here; a finished run has {WEIGHTS_FILE} and {MANIFEST_FILE}")
-    raw = read_manifest(path)
-    try:
-        return ModelManifest.model_validate_json(raw), raw
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
-        raise InputError(f"{path}: not a model's manifest: {where}: {fault['msg']}") from None
+    return read_manifest_as(path, ModelManifest, "a model's manifest")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Field, Session, SQLModel, col, desc, select, update
 
 from aiseeme_models.errors import InputError, RunFailed
 from server.database import cause, commit, now_text, open_database
+
+if TYPE_CHECKING:
+    from server.results import Results
 
 RunStatus = Literal["queued", "running", "done", "failed", "stopped"]
 UNFINISHED = ("queued", "running")
@@ -144,6 +147,24 @@ class RunRegistry:
         if row is None:
             raise InputError(f"there is no run {id!r}")
         return row
+
+    def finish(self, results: Results) -> RunRow:
+        """Enter that a run is done, and how.
+
+        Raises:
+            InputError: there is no such run.
+            RunFailed: the database cannot be written to.
+        """
+        return self.update(
+            results.run,
+            {
+                "status": "done",
+                "reason": results.reason,
+                "rounds_done": results.rounds_done,
+                "sites_complete": results.complete_sites,
+                "pid": None,
+            },
+        )
 
     def get(self, prefix: str) -> RunRow:
         """The run whose id is ``prefix`` or is the only one that starts with it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import InputError
+from federation_configs import one_process
 
 if TYPE_CHECKING:
     from server.registry import RunRegistry
@@ -141,25 +141,17 @@ class StopRequest:
 
 
 @contextmanager
-def held(folder: Path, *, only_look: bool = False) -> Iterator[None]:
-    """Hold a run's folder; ``only_look`` does not get in the way of others who look.
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, which is made where it is not there.
 
     Raises:
         InputError: another process plays the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if only_look else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder.name}: another process is playing this run now") from None
+    with one_process.holding(folder / LOCK, f"{folder.name}: another process is playing this run now"):
         yield
 
 
 def is_held(folder: Path) -> bool:
     """Whether a process plays the run now; a run that says ``running`` and is not held was interrupted."""
-    try:
-        with held(folder, only_look=True):
-            return False
-    except InputError:
-        return True
+    return one_process.is_held(folder / LOCK)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import httpx
@@ -25,7 +24,6 @@ from server.site_registry import SiteRegistry
 
 if TYPE_CHECKING:
     from server.registry import RunRow
-    from server.site_registry import SiteRow
 
 _TURN_S = 0.5
 _HEALTH_EVERY_S = 5.0
@@ -68,16 +66,16 @@ class _Doors:
                 say(f"sites that may connect: {', '.join(row.name for row in active) or 'none'}")
             self._known, self._synced = now, False
         if not self._synced:
-            self._synced = self._at_the_superlink(active)
+            self._synced = self._at_the_superlink()
 
     def forget(self) -> None:
         """The SuperLink was started anew: look again whether it knows the sites."""
         self._synced = False
 
-    def _at_the_superlink(self, active: Sequence[SiteRow]) -> bool:
+    def _at_the_superlink(self) -> bool:
         try:
             there = self._link.nodes()
-            wanted = {row.public_key_pem.encode(): row.name for row in active}
+            wanted = self._sites.names_by_key()
             for key, node in there.items():
                 if key not in wanted:
                     self._link.unregister(node)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 import socket
 from collections.abc import Iterator
@@ -11,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiseeme_models.atomic_files import write_atomically
-from aiseeme_models.errors import InputError, RunFailed
+from aiseeme_models.errors import RunFailed
+from federation_configs.one_process import holding, is_held
 
+LOCK = "lock"
 ENDED = 3
 """Exit code of a run's process where the run has failed or was stopped: no crash, for which Python's is 1."""
+
 if TYPE_CHECKING:
     from server.federation_home import FederationHome
 
@@ -42,23 +44,12 @@ class ServiceFiles:
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.flower_home.mkdir(exist_ok=True, mode=0o700)
-        with (self.folder / "lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{self.folder.parent}: `aiseeme serve` is running already") from None
+        with holding(self.folder / LOCK, f"{self.folder.parent}: `aiseeme serve` is running already"):
             yield
 
     def is_held(self) -> bool:
         """Whether `aiseeme serve` is running."""
-        try:
-            with (self.folder / "lock").open("r") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return is_held(self.folder / LOCK)
 
     def choose_link_port(self) -> int:
         """The SuperLink's port on loopback: the one of last time where it is free, as the gateway knows it."""
@@ -106,8 +97,8 @@ def sites_online(home: FederationHome) -> frozenset[str] | None:
 
     link = Link.of(files.link_address, home.link_authority, home.superexec_secret)
     try:
-        nodes, online = link.nodes(), link.online()
+        online = link.online()
     except httpx.HTTPError:
         return None
-    names = {row.public_key_pem.encode(): row.name for row in SiteRegistry(home.sites_url).active()}
-    return frozenset(names[key] for key, node in nodes.items() if node in online and key in names)
+    names = SiteRegistry(home.sites_url).names_by_key()
+    return frozenset(names[key] for key in online if key in names)

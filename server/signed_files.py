@@ -11,11 +11,14 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from pydantic import ValidationError
 
 from aiseeme_models.atomic_files import Watch, replacing, unwatched
 from aiseeme_models.errors import InputError
+from aiseeme_models.options import Options
 from federation_configs.signatures import is_signed, public_hex, public_key, sign
 
 CHECKPOINT, MODEL, EXPORT = "manifest", "model-manifest", "export-manifest"
@@ -23,6 +26,8 @@ CHECKPOINT, MODEL, EXPORT = "manifest", "model-manifest", "export-manifest"
 
 SUFFIX = ".sig"
 LARGEST_MANIFEST = 1_000_000
+
+Manifest = TypeVar("Manifest", bound=Options)
 
 _LINE = re.compile(r"ed25519 ([0-9a-f]{64}) ([0-9a-f]{128})\n?")
 
@@ -109,6 +114,26 @@ def distrust(manifest: Path, content: bytes, purpose: str, key: Ed25519PublicKey
     if not signature.vouches(content, purpose):
         return f"{manifest.name} is not what its signature was made for: one of the two was changed"
     return None
+
+
+def read_manifest_as(path: Path, kind: type[Manifest], what: str) -> tuple[Manifest, bytes]:
+    """A manifest that may come from anywhere, and its bytes.
+
+    Args:
+        path: the file.
+        kind: what it must be.
+        what: that in words, as "a model's manifest".
+
+    Raises:
+        InputError: it is missing or something else; the text says where it is wrong.
+    """
+    raw = read_manifest(path)
+    try:
+        return kind.model_validate_json(raw), raw
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, fault["loc"])) or "the file"
+        raise InputError(f"{path}: not {what}: {where}: {fault['msg']}") from None
 
 
 def read_manifest(path: Path) -> bytes:

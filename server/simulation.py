@@ -306,16 +306,7 @@ def _play(
         progress.stop()
     for site in hospitals.sites:  # what the sites kept between rounds has served its purpose
         shutil.rmtree(site.state_folder / "runs" / folder.name, ignore_errors=True)
-    registry.update(
-        folder.name,
-        {
-            "status": "done",
-            "reason": results.reason,
-            "rounds_done": results.rounds_done,
-            "sites_complete": results.complete_sites,
-            "pid": None,
-        },
-    )
+    registry.finish(results)
     return results
 
 

@@ -170,6 +170,10 @@ class SiteRegistry:
             active = select(SiteRow).where(col(SiteRow.status) == "active").order_by(SiteRow.name)
             return session.exec(active).all()
 
+    def names_by_key(self) -> dict[bytes, str]:
+        """The names of the sites that may connect, by public key as their nodes send it (PEM)."""
+        return {row.public_key_pem.encode(): row.name for row in self.active()}
+
     def close(self) -> None:
         """Give the connections back."""
         self._engine.dispose()

@@ -84,11 +84,6 @@ class SuperLinkGrid(Grid):
         self._run_id: int | None = None
         self._open = self._begin()
 
-    @property
-    def flower_run(self) -> int:
-        """The id of the present Flower run."""
-        return self._open.run_id
-
     def set_run(self, run: Run) -> None:
         """The grid begins its own run."""
 

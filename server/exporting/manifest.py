@@ -6,13 +6,12 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 
-from aiseeme_models.errors import InputError
 from aiseeme_models.options import Options
 from server.checkpoint_manifest import Sha256
 from server.exporting.facts import ExportFacts
-from server.signed_files import read_manifest
+from server.signed_files import read_manifest_as
 
 SUFFIX = ".manifest.json"
 
@@ -68,10 +67,4 @@ def read_export_manifest(path: Path) -> tuple[ExportManifest, bytes]:
     Raises:
         InputError: it is missing or not what `aiseeme export` writes.
     """
-    raw = read_manifest(path)
-    try:
-        return ExportManifest.model_validate_json(raw), raw
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"])) or "the file"
-        raise InputError(f"{path}: not an export's manifest: {where}: {fault['msg']}") from None
+    return read_manifest_as(path, ExportManifest, "an export's manifest")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from aiseeme_models.errors import InputError
 from client.policy import check_hours, check_images, check_stamp, decide
 from client.refusals import Refusal
 from client.schedule import ScheduleOptions
@@ -206,41 +205,6 @@ def test_the_documentation_shows_every_key_with_its_default(tmp_path: Path) -> N
     keys = tomllib.loads(path.read_text())
     tables = {name: set(field.default.__class__.model_fields) for name, field in SiteConfig.model_fields.items()}
     assert {name: set(table) for name, table in keys.items()} == tables
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        (
-            '[policy]\ntasks = ["rotate"]\n',
-            ["policy.tasks", "'rotate'", "relative-location", "did you mean 'rotation'"],
-        ),
-        ('[policy]\nbackbones = ["vgg"]\n', ["policy.backbones", "'vgg'", "resnet50"]),
-        ('[policy]\npresets = ["skin"]\n', ["policy.presets", "'skin'", "dermoscopy"]),
-        ('[policy]\ncohorts = ["My Cohort"]\n', ["policy.cohorts"]),
-        ('[policy]\ncoordinators = ["abc"]\n', ["policy.coordinators"]),
-        ("[policy]\ncoordinators = []\n", ["policy.coordinators"]),
-        ("[policy]\nmin_images = 4\n", ["policy.min_images", "greater than or equal to 5"]),
-        ("[policy]\nmax_epochs_per_day = 0\n", ["policy.max_epochs_per_day"]),
-        ("[policy]\nmax_epoch_per_day = 3\n", ["policy.max_epoch_per_day", "unknown key", "max_epochs_per_day"]),
-        ('[schedule]\nhours = "8-17"\n', ["schedule.hours", "20:00-07:00"]),
-        ('[schedule]\nhours = "08:00-08:00"\n', ["schedule.hours", "00:00-24:00"]),
-        ('[schedule]\nhours = "25:00-08:00"\n', ["schedule.hours"]),
-        ('[schedule]\ndays = ["monday"]\n', ["schedule.days", "'monday'", "mon, tue"]),
-        ('[machine]\ndevice = "gpu"\n', ["machine.device"]),
-        ("[machine]\nthreads = 0\n", ["machine.threads"]),
-        ('[connection]\nproxy = "proxy:3128"\n', ["connection.proxy", "http://proxy.hospital:3128"]),
-        ('[connection]\nproxy = "http://proxy:port"\n', ["connection.proxy"]),
-        ("[connection]\nquickest_poll_s = 9\n", ["connection", "longer than slowest_poll_s"]),
-    ],
-)
-def test_mistakes_in_settings_are_named(tmp_path: Path, text: str, parts: list[str]) -> None:
-    path = tmp_path / "site.toml"
-    path.write_text(text)
-    with pytest.raises(InputError) as caught:
-        load_site_config(path)
-    for part in [str(path), *parts]:
-        assert part in str(caught.value)
 
 
 def test_only_images_of_allowed_cohorts_are_offered(tmp_path: Path) -> None:

@@ -25,26 +25,17 @@ from server.federation_home import FederationHome
 from server.launching import launch, stop
 from server.registry import UNFINISHED, RunRegistry, RunRow
 from server.run_folder import registry_url
-from tests.deployment.hospitals import loopback
+from tests.deployment.hospitals import federation_table, head, loopback
 
 # A round trains for some seconds and moves 45 MB each way: each of its phases can be hit. MoCo keeps its queue and key
 # encoder at the site: a second round that is played again must begin from the right ones of them.
-_CONFIG = """
-name = "faults"
-seed = 5
-[images]
-preset = "dermoscopy"
-size = 32
-[model]
-backbone = "resnet18"
-norm = "group"
+_STAGE = """
 [[curriculum.stage]]
 task = "moco"
 rounds = {rounds}
 batch_size = 4
 local_epochs = {epochs}
 options = {{ queue = 16 }}
-[federation]
 """
 PATIENT = {"min_sites": 3, "round_deadline_s": 150, "rejoin_s": 150, "round_retries": 4}
 PHASES = ("training", "upload", "aggregation")
@@ -53,9 +44,8 @@ END_S = 420.0
 
 def configured(*, rounds: int = 2, epochs: int = 4, **federation: Any) -> str:
     """The configuration: ``rounds`` of ``epochs``, and other values in its ``[federation]`` table."""
-    options = PATIENT | federation
-    played = _CONFIG.format(rounds=rounds, epochs=epochs)
-    return played + "\n".join(f"{key} = {json.dumps(value)}" for key, value in options.items()) + "\n"
+    stage = _STAGE.format(rounds=rounds, epochs=epochs)
+    return head("faults", "resnet18") + stage + federation_table(**(PATIENT | federation))
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,29 +13,52 @@ from server.gateway import find_nginx
 from tests.conftest import write_pictures
 
 HOSPITALS = ("alpha", "beta", "gamma")
-FEDERATION = """
-name = "loopback"
+_HEAD = """
+name = "{name}"
 seed = 5
 [images]
 preset = "dermoscopy"
 size = 32
 [model]
-backbone = "resnet-small"
+backbone = "{backbone}"
 norm = "group"
+"""
+_ROTATION = """
 [[curriculum.stage]]
 task = "rotation"
-rounds = 2
+rounds = {rounds}
 batch_size = 4
+"""
+_MOCO = """
 [[curriculum.stage]]
 task = "moco"
 rounds = 2
 batch_size = 4
 options = { queue = 16 }
-[federation]
-min_sites = 3
-round_deadline_s = 120
-rejoin_s = 120
 """
+
+
+def head(name: str, backbone: str = "resnet-small") -> str:
+    """The beginning of a configuration: all but its stages and its ``[federation]`` table."""
+    return _HEAD.format(name=name, backbone=backbone)
+
+
+def federation_table(**options: object) -> str:
+    """A ``[federation]`` table."""
+    return "[federation]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items())
+
+
+def one_stage(name: str, *, rounds: int = 1, **federation: object) -> str:
+    """A configuration of one short stage, with these values in its ``[federation]`` table."""
+    return head(name) + _ROTATION.format(rounds=rounds) + federation_table(**federation)
+
+
+FEDERATION = (
+    head("loopback")
+    + _ROTATION.format(rounds=2)
+    + _MOCO
+    + federation_table(min_sites=3, round_deadline_s=120, rejoin_s=120)
+)
 
 
 def _has_nginx() -> bool:

@@ -24,28 +24,11 @@ from server.federation_home import FederationHome
 from server.global_model import start_of_stage
 from server.request_signing import RequestSigner
 from tests.deployment.attackers import Usurper, bomb, bundle, honest, no_message
-from tests.deployment.hospitals import loopback, needs_nginx
+from tests.deployment.hospitals import loopback, needs_nginx, one_stage
 
 pytestmark = [pytest.mark.deployment, needs_nginx, pytest.mark.timeout(600)]
 
-CONFIG = """
-name = "attacked"
-seed = 5
-[images]
-preset = "dermoscopy"
-size = 32
-[model]
-backbone = "resnet-small"
-norm = "group"
-[[curriculum.stage]]
-task = "rotation"
-rounds = 1
-batch_size = 4
-[federation]
-min_sites = 3
-round_deadline_s = 120
-rejoin_s = 120
-"""
+CONFIG = one_stage("attacked", min_sites=3, round_deadline_s=120, rejoin_s=120)
 KINDS = {"describe": "query.describe", "train": "train", "evaluate": "evaluate"}
 INVALID_FAB = 7
 

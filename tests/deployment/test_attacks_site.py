@@ -34,36 +34,23 @@ from tests.deployment.attackers import (
     weights_in,
 )
 from tests.deployment.faults import Run
-from tests.deployment.hospitals import loopback, needs_nginx
+from tests.deployment.hospitals import loopback, needs_nginx, one_stage
 
 pytestmark = [pytest.mark.deployment, needs_nginx, pytest.mark.timeout(900)]
 
 LIAR = "gamma"
-CONFIG = """
-name = "with-a-liar"
-seed = 5
-[images]
-preset = "dermoscopy"
-size = 32
-[model]
-backbone = "resnet-small"
-norm = "group"
-[[curriculum.stage]]
-task = "rotation"
-rounds = {rounds}
-batch_size = 4
-[federation]
-min_sites = 2
-round_deadline_s = {deadline}
-round_retries = 0
-rejoin_s = 60
-"""
+
+
+def config(*, rounds: int, deadline: int) -> str:
+    """Rounds that are asked once."""
+    options = {"min_sites": 2, "round_deadline_s": deadline, "round_retries": 0, "rejoin_s": 60}
+    return one_stage("with-a-liar", rounds=rounds, **options)
 
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
     """Two honest hospitals run; the third has joined, and its node is ours."""
-    with loopback(tmp_path_factory.mktemp("liar"), CONFIG.format(rounds=1, deadline=60)) as made:
+    with loopback(tmp_path_factory.mktemp("liar"), config(rounds=1, deadline=60)) as made:
         made.server.start()
         honest = [one for one in made.hospitals.values() if one.name != LIAR]
         for hospital in honest:
@@ -120,7 +107,7 @@ class Liar:
 
 
 def play(federation: Loopback, rounds: int, deadline: int = 60) -> Run:
-    federation.config_file.write_text(CONFIG.format(rounds=rounds, deadline=deadline))
+    federation.config_file.write_text(config(rounds=rounds, deadline=deadline))
     return Run(federation, federation.launch())
 
 

@@ -9,26 +9,9 @@ import sys
 from pathlib import Path
 
 from scripts.loopback import aiseeme, aiseeme_site, ran
-from tests.deployment.hospitals import HOSPITALS, loopback
+from tests.deployment.hospitals import HOSPITALS, loopback, one_stage
 
-CONFIG = """
-name = "watched"
-seed = 5
-[images]
-preset = "dermoscopy"
-size = 32
-[model]
-backbone = "resnet-small"
-norm = "group"
-[[curriculum.stage]]
-task = "rotation"
-rounds = 1
-batch_size = 4
-[federation]
-min_sites = 3
-round_deadline_s = 200
-rejoin_s = 200
-"""
+CONFIG = one_stage("watched", min_sites=3, round_deadline_s=200, rejoin_s=200)
 
 
 def main() -> None:
