@@ -21,7 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from federation_configs.flower import check_version, hasten_object_pulls
+from federation_configs.doorbell import EVERYBODY, Doorbell
+from federation_configs.light_layers import lighten
+from federation_configs.quick_transport import hasten
+from federation_configs.whole_bodies import WholeBodies
 
 if TYPE_CHECKING:
     from client.membership import SiteMembership
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 CLIENTAPP, AGENTAPP = "flwr-clientapp", "flwr-agentapp"
 _IDLE_SLEEP_S = 3.0  # what a SuperNode sleeps when there is no message; it sleeps 0.5 s while it waits for a reply
 _REPLY_POLL_S = 0.05
+_HOLD_S = 2.0
+_ACQUIRE = "/v1/runtime/acquire-task"
 _RUN_CHECK_S = 5.0
 _STUCK_S = 60.0
 _GIVING_UP_S = 300.0  # that long a runner may take to notice that its work is for nothing
@@ -68,16 +73,19 @@ class NodeHooks:
 
     def install(self) -> None:
         """Put the hooks in place; call this before `run_node`."""
-        check_version()
-        hasten_object_pulls()
+        lighten()
+        hasten()
         node = importlib.import_module("flwr.supernode.start_client_internal")
         connection = importlib.import_module("flwr.supernode.fleet_http_connection")
+        runtime = importlib.import_module("flwr.supernode.main")
         # The package exports the function under the module's name.
         command = importlib.import_module("flwr.supernode.cli.flower_supernode")
         self._run: int | None = None
         self._overdue = math.inf
         self._pause = self.quickest_poll_s
         self._looked_at = 0.0
+        self._asked_s = 0.0
+        self._bell: Doorbell | None = None
         self._still_running: Callable[[int], Any] | None = None
         self._send_again: Callable[[], tuple[set[str], Callable[[str, bytes], None]]] | None = None
         node._init_connection = self._watching(node._init_connection)  # type: ignore[attr-defined]
@@ -89,6 +97,7 @@ class NodeHooks:
         )
         node.time = types.SimpleNamespace(sleep=self._sleep)  # type: ignore[attr-defined]
         connection.FleetHttpClient = self._client(connection.FleetHttpClient)  # type: ignore[attr-defined]
+        runtime.create_app = self._runtime_api(runtime.create_app)  # type: ignore[attr-defined]
         start = command.start_client_internal
 
         def start_verified(**arguments: Any) -> None:
@@ -106,7 +115,9 @@ class NodeHooks:
 
                 def receive_noting() -> Any:
                     self.on_life()
+                    asked_at = time.monotonic()
                     received = receive()
+                    self._asked_s = time.monotonic() - asked_at
                     self._run, self._overdue = None, math.inf
                     if received is not None:
                         data = received[0].metadata
@@ -128,9 +139,14 @@ class NodeHooks:
                     sent: tuple[set[str], str] = send(message, tree, seconds)
                     return sent
 
+                def pull_ringing(run: int, object_id: str) -> bytes:
+                    self._ring()  # a message is there, and the runner can take over what there is of it already
+                    content: bytes = pull_object(run, object_id)
+                    return content
+
                 yield (
                     *(node_id, receive_noting, send_noting, get_run, get_fab_unsigned),
-                    *(pull_object, push_object, confirm),
+                    *(pull_ringing, push_object, confirm),
                 )
 
         return connection
@@ -174,9 +190,10 @@ class NodeHooks:
         """The pauses of the SuperNode's loop: shorter, and signs of life."""
         self.on_life()
         if seconds >= _IDLE_SLEEP_S:
-            time.sleep(self._pause)
+            time.sleep(max(0.0, self._pause - self._asked_s))  # the SuperLink holds an answer back for a while
             self._pause = min(self._pause * 1.05, self.slowest_poll_s)
             return
+        self._ring()
         self._pause = self.quickest_poll_s
         if time.time() > self._overdue:
             self.on_stuck()
@@ -196,6 +213,20 @@ class NodeHooks:
         except RunNotRunningException:
             self.on_run_ended(self._run)
             self._run, self._overdue = None, min(self._overdue, time.time() + _GIVING_UP_S)
+
+    def _ring(self) -> None:
+        """A message is there for the runner."""
+        if self._bell is not None:
+            self._bell.ring()
+
+    def _runtime_api(self, create_app: Callable[..., Any]) -> Callable[..., Any]:
+        """The API for the runner, which is told of a message as soon as it is there."""
+
+        def create(**arguments: Any) -> Any:
+            self._bell = Doorbell(create_app(**arguments), {_ACQUIRE: lambda _body: EVERYBODY}, {}, _HOLD_S)
+            return WholeBodies(self._bell)
+
+        return create
 
     def _client(self, original: type[Any]) -> type[Any]:
         hooks = self

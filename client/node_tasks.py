@@ -17,7 +17,8 @@ import httpx
 from flwr.app import Context, Message
 
 from client.flower_adapter import AGENTAPP, CLIENTAPP
-from federation_configs.flower import check_version, hasten_object_pulls, inflate, objects_of
+from federation_configs.flower import inflate, objects_of
+from federation_configs.quick_transport import hasten
 
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _MOST_BYTES = 2**31
@@ -65,8 +66,7 @@ class NodeTasks:
     def __init__(self, address: str, secret_file: Path) -> None:
         from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 
-        check_version()
-        hasten_object_pulls()
+        hasten()
         self._address = address
         secret = secret_file.read_bytes()
         self._acquirer = self._connect(

@@ -110,12 +110,12 @@ class Runner:
             if (now := self._files.address()) != address or tasks is None:
                 address = now
                 tasks = None if address is None else NodeTasks(address, self._files.secret)
-            busy = False
+            busy, asked_at = False, time.monotonic()
             if tasks is not None:
                 with contextlib.suppress(httpx.TransportError):  # not up yet, or gone: asked again
                     busy = self._serve_one(tasks)
             pause = _QUICKEST_S if busy else min(pause * 1.1, _SLOWEST_S)
-            time.sleep(pause)
+            time.sleep(max(0.0, pause - (time.monotonic() - asked_at)))
 
     def _serve_one(self, tasks: NodeTasks) -> bool:
         with tasks.next() as task:
@@ -176,6 +176,8 @@ def main() -> None:
     )
     survey = Survey(home, site, config.policy.allowed_cohorts, interruption.look)
     approved = config.policy.approved_bundles(BUNDLE_SHA256)
+    gc.collect()
+    gc.freeze()  # torch and the rest stay: the collection after each message need not look through them
     say(f"ready on {device}")
     app = make_client_app(lambda _: survey.site)
     Runner(app, files, approved, ledger, interruption, say).serve()

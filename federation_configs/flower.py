@@ -1,4 +1,4 @@
-"""What both parties' uses of Flower 1.41 have in common: its version, a silent environment, quick pulls, messages."""
+"""What both parties' uses of Flower 1.41 have in common: its version, a silent environment, messages."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 FLWR_VERSION = "1.41.0"
 
+# Pieces of weights of 5 MiB come and go: without these, glibc asks the kernel for fresh pages for each.
+_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(64 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
+    "MALLOC_TOP_PAD_": str(16 * 2**20),
+}
 _LOOPBACK = ("127.0.0.1", "localhost")
 
 
@@ -51,23 +57,9 @@ def quiet_environment(flower_home: Path, base: Mapping[str, str] | None = None) 
         "NO_PROXY": ",".join(exempt),
         "no_proxy": ",".join(exempt),
         "PYTHONUNBUFFERED": "1",
+        **_MEMORY,
         "OMP_WAIT_POLICY": environment.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
-
-
-def hasten_object_pulls() -> None:
-    """Ask for an object that is not there yet after 0.05 s, not after 1 to 10 s.
-
-    The waits are bound as keyword defaults (`flwr.supercore.inflatable.inflatable_utils`, private). The number of
-    tries is raised along, so that an upload over a slow line is still waited for.
-    """
-    from flwr.supercore.inflatable import inflatable_utils
-
-    for pull in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
-        defaults = pull.__kwdefaults__
-        if defaults is None or not {"initial_backoff", "backoff_cap", "max_tries_per_object"} <= set(defaults):
-            raise RuntimeError("this flwr pulls objects in another way than the one that was verified")
-        defaults.update(initial_backoff=0.05, backoff_cap=0.2, max_tries_per_object=20_000)
 
 
 def objects_of(tree: Any) -> list[str]:

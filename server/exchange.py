@@ -36,10 +36,9 @@ def ask(
 ) -> Iterator[tuple[int, Message | None]]:
     """Send one record to each node and give each answer as it arrives, then None for each node that did not answer.
 
-    The messages live no longer than the deadline, so that a late site does not work for nothing, and one message is
-    pulled at a time, because a site that dies while uploading blocks a joint pull for all. An answer is let go before
-    the next is pulled: one reply is in memory at a time. A node's error answers may carry the SuperLink's id, so the
-    node is known by the message that was sent to it.
+    The messages live no longer than the deadline, so that a late site does not work for nothing. The grid's pulls give
+    one reply after the other, so that one is in memory at a time. A node's error answers may carry the SuperLink's id,
+    so the node is known by the message that was sent to it.
 
     Args:
         contents: what to send, by node id.
@@ -59,11 +58,11 @@ def ask(
         waiting = {message_id: node for message_id, node in zip(ids, nodes, strict=True) if message_id}
         while waiting and clock() - pushed_at <= deadline_s:
             answered = False
-            for message_id in list(waiting):
-                for message in grid.pull_messages([message_id]):
-                    answered = True
-                    nodes.remove(waiting[message_id])
-                    yield waiting.pop(message_id), message
+            for message in grid.pull_messages(list(waiting)):
+                answered = True
+                node = waiting.pop(message.metadata.reply_to_message_id)
+                nodes.remove(node)
+                yield node, message
             if waiting and not answered:
                 time.sleep(pause)
                 pause = min(pause * 1.5, _SLOWEST_POLL_S)

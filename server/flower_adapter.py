@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,14 +188,12 @@ class OpenRun:
         self._heart: HeartbeatSender = HeartbeatSender(beat)
         self._heart.start()
 
-    def pull(self, message_id: str) -> tuple[Any, Any] | None:
-        """The reply to a message without its content, and the tree of its objects; None while there is none."""
+    def pull(self, message_ids: Iterable[str]) -> list[tuple[Any, Any]]:
+        """The replies that there are to some messages, each without its content and with the tree of its objects."""
         from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 
-        answer = self.grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=[message_id]))
-        if not answer.messages_list:
-            return None
-        return answer.messages_list[0], answer.message_object_trees[0]
+        answer = self.grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+        return list(zip(answer.messages_list, answer.message_object_trees, strict=True))
 
     def object_puller(self) -> Callable[[str], bytes]:
         """Fetches one object; raises ``ObjectUnavailableError`` while it is on its way, ``ObjectPullError`` if lost."""

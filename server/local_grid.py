@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -78,9 +78,11 @@ class LocalGrid(Grid):
             ids.append(message_id)
         return ids
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Play the named messages and give their replies."""
-        return [self._play(self._waiting.pop(name)) for name in message_ids if name in self._waiting]
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Play the named messages, one when the reply to the one before was taken."""
+        for name in message_ids:
+            if name in self._waiting:
+                yield self._play(self._waiting.pop(name))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push and pull at once."""

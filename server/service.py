@@ -205,7 +205,7 @@ def _tend(doors: _Doors, runs: _Runs, told: str) -> str:
 
 def _superlink_command(home: FederationHome, port: int) -> list[str]:
     return [
-        *(sys.executable, "-c", "from flwr.superlink.cli import flower_superlink; flower_superlink()"),
+        *(sys.executable, "-m", "server.superlink"),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--isolation", "process", "--superexec-auth-secret-file", str(home.superexec_secret)),
         *("--database", str(home.database), "--enable-supernode-auth"),

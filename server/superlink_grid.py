@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from aiseeme_models.errors import RunFailed
 from federation_configs.bundle_file import bundle_bytes
 from federation_configs.flower import inflate, objects_of
+from federation_configs.quick_transport import hasten
 from server.exchange import ConnectionLost, RunStopped
 from server.flower_adapter import RUN_GONE, Link, OpenRun, spoilt
 from server.replies import Spoilt
@@ -79,8 +80,10 @@ class SuperLinkGrid(Grid):
         on_begin: Callable[[int], object] = lambda run_id: None,
     ) -> None:
         self._link, self._outage_s, self._stopped, self._on_begin = link, outage_s, stopped, on_begin
+        hasten()
         self._arriving: dict[str, _Reply] = {}
         self._room: dict[str, int] = {}
+        self._read: list[str] = []
         self._run_id: int | None = None
         self._open = self._begin()
 
@@ -111,7 +114,7 @@ class SuperLinkGrid(Grid):
         self._room.clear()
         return [self._patiently(lambda one=one: self._push(one)) for one in messages]  # type: ignore[misc]
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """The replies that are there whole; one that is still being uploaded is not waited for.
 
         A site sends back about as much as it was sent. A reply of more than twice that is not fetched: it is given as
@@ -121,19 +124,29 @@ class SuperLinkGrid(Grid):
             ConnectionLost: the Flower run has ended: no reply will come any more.
         """
         self._look_for_stop()
-        found = []
-        for message_id in message_ids:
-            try:
-                if (message := self._pull(message_id)) is not None:
-                    found.append(message)
-            except httpx.HTTPStatusError as error:
-                if error.response.status_code in RUN_GONE:
-                    self._begin_anew()
-            except httpx.HTTPError:
-                continue  # asked again until the deadline; the heart notices when the run is gone
+        wanted = list(message_ids)
+        self._unless_gone(lambda: self._look_for_replies([one for one in wanted if one not in self._arriving]))
+        if self._read and not self._arriving:
+            self._confirm_read()
+        for message_id in wanted:
+            if message_id in self._arriving:
+                message = self._unless_gone(lambda one=message_id: self._take(one))  # type: ignore[misc]
+                if message is not None:
+                    yield message
+                del message  # one reply is in memory at a time
         if self._open.refused:
             self._begin_anew()
-        return found
+
+    def _unless_gone(self, call: Callable[[], Answer]) -> Answer | None:
+        """Ask once; where that fails it is asked again at the next pull, until the deadline."""
+        try:
+            return call()
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code in RUN_GONE:
+                self._begin_anew()
+        except httpx.HTTPError:
+            pass  # the heart notices when the run is gone
+        return None
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Not used: `server.exchange.ask` pulls one message at a time until a deadline."""
@@ -154,14 +167,23 @@ class SuperLinkGrid(Grid):
             self._room[message_id] = 2 * sum(len(array.data) for array in arrays) + _SPARE_BYTES
         return message_id or ""
 
-    def _pull(self, message_id: str) -> Message | None:
-        reply = self._arriving.get(message_id)
-        if reply is None:
-            if (pulled := self._open.pull(message_id)) is None:
-                return None
-            head, tree = pulled
-            reply = _Reply(head, objects_of(tree), self._room.get(message_id, _SPARE_BYTES))
-            self._arriving[message_id] = reply
+    def _look_for_replies(self, message_ids: list[str]) -> None:
+        """Ask once for all: each question costs the SuperLink as much as a small piece of weights."""
+        if not message_ids:
+            return
+        for head, tree in self._open.pull(message_ids):
+            asked = str(head.metadata.reply_to_message_id)
+            if asked in message_ids:
+                self._arriving[asked] = _Reply(head, objects_of(tree), self._room.get(asked, _SPARE_BYTES))
+
+    def _confirm_read(self) -> None:
+        """Let the SuperLink delete one reply that was read: it is slow at that, and does it while sites train."""
+        with contextlib.suppress(httpx.HTTPError):  # what the SuperLink keeps of it goes with the run
+            self._open.confirm(self._read.pop())
+
+    def _take(self, message_id: str) -> Message | None:
+        """The reply, once all of it has arrived."""
+        reply = self._arriving[message_id]
         if not self._fetch(reply):
             if time.monotonic() - reply.since > _UPLOAD_S:
                 del self._arriving[message_id]
@@ -184,8 +206,7 @@ class SuperLinkGrid(Grid):
 
     def _let_go(self, message_id: str, reply: _Reply) -> None:
         del self._arriving[message_id]
-        with contextlib.suppress(httpx.HTTPError):  # what the SuperLink keeps of it goes with the run
-            self._open.confirm(reply.message_id)
+        self._read.append(reply.message_id)
 
     def _fetch(self, reply: _Reply) -> bool:
         """Fetch what has arrived of a reply; whether that is whole, or more than it may be."""
@@ -260,6 +281,7 @@ class SuperLinkGrid(Grid):
         self._open.grid.close()
         self._arriving.clear()
         self._room.clear()
+        self._read.clear()
         self._open = self._begin()
         raise ConnectionLost("the SuperLink had ended the run; it goes on in a new one")
 

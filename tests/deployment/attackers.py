@@ -201,7 +201,7 @@ class Usurper:
 
     def answer(self, message_id: str, deadline_s: float = ANSWER_S) -> Message:
         """The answer to a message."""
-        head, tree = until(lambda: self.open.pull(message_id), "the site answers", deadline_s)
+        ((head, tree),) = until(lambda: self.open.pull([message_id]), "the site answers", deadline_s)
         pull, contents = self.open.object_puller(), {}
         for object_id in objects_of(tree):
             contents[object_id] = until(lambda one=object_id: _there(pull, one), "the answer has arrived", 60)

@@ -23,11 +23,11 @@ from federation_configs.bundle_file import BUNDLE_SHA256, bundle_bytes
 from federation_configs.flower import (
     FLWR_VERSION,
     check_version,
-    hasten_object_pulls,
     inflate,
     objects_of,
     quiet_environment,
 )
+from federation_configs.quick_transport import hasten
 from server.flower_adapter import Link, OpenRun, act_as
 
 
@@ -72,6 +72,9 @@ def hooks(tmp_path, monkeypatch):
     node = importlib.import_module("flwr.supernode.start_client_internal")
     connection = importlib.import_module("flwr.supernode.fleet_http_connection")
     command = importlib.import_module("flwr.supernode.cli.flower_supernode")
+    runtime = importlib.import_module("flwr.supernode.main")
+    dependencies = importlib.import_module("fastapi.dependencies.utils")
+    layers = importlib.import_module("starlette.middleware.base").BaseHTTPMiddleware
     for module, name in (
         (node, "_init_connection"),
         (node, "_verify_fab"),
@@ -79,6 +82,9 @@ def hooks(tmp_path, monkeypatch):
         (node, "push_object_contents_from_iterable"),
         (connection, "FleetHttpClient"),
         (command, "start_client_internal"),
+        (runtime, "create_app"),
+        (dependencies, "run_in_threadpool"),
+        (layers, "__call__"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name))
     refused, lives = [], []
@@ -166,6 +172,36 @@ def test_the_loop_sleeps_shorter_and_says_that_it_lives(hooks):
     assert len(lives) == 2
 
 
+def test_a_pause_is_shorter_by_the_time_that_the_question_was_held(hooks):
+    import time
+
+    made, node, _, _ = hooks
+    made._pause = made.slowest_poll_s = 60.0
+    made._asked_s = 61.0
+    started = time.monotonic()
+    node.time.sleep(3)
+    assert time.monotonic() - started < 10
+
+
+def test_the_runner_is_told_as_soon_as_a_message_is_there(hooks, monkeypatch):
+    made, _, _, _ = hooks
+    api = importlib.import_module("flwr.supernode.main")
+    assert "create_app(" in source("flwr.supernode.cli.flower_supernode", "_start_supernode_http_api")
+    # A message is stored before its objects are fetched: the first of them is where the bell may ring.
+    pull = source("flwr.supernode.start_client_internal", "_pull_and_store_message")
+    assert pull.index("state.store_message(message)") < pull.index("pull_object(run_id, obj_id)")
+    assert "/v1/runtime/acquire-task" in str(
+        importlib.import_module("flwr.supercore.protobuf.translation").PROTOBUF_REQUEST_TYPES
+    )
+    api.create_app(superexec_auth_secret=b"secret")
+    rung = []
+    monkeypatch.setattr(made._bell, "ring", lambda: rung.append("rung"))
+    opened = (7, lambda: None, None, None, None, lambda run, name: name.encode(), None, None)
+    with made._watching(lambda: nullcontext(opened))() as connected:
+        assert connected[5](1, "piece") == b"piece"
+    assert rung == ["rung"]
+
+
 def test_a_client_of_the_gateway_shows_its_certificate_and_follows_no_redirection(hooks, monkeypatch):
     made, _, _, lives = hooks
     connection = importlib.import_module("flwr.supernode.fleet_http_connection")
@@ -180,7 +216,7 @@ def test_a_client_of_the_gateway_shows_its_certificate_and_follows_no_redirectio
 
 
 def test_objects_are_pulled_quickly_and_for_long():
-    hasten_object_pulls()
+    hasten()
     pulls = importlib.import_module("flwr.supercore.inflatable.inflatable_utils")
     for pull in (pulls.pull_objects, pulls.pull_and_inflate_object_from_tree):
         defaults = pull.__kwdefaults__
