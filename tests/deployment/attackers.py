@@ -52,7 +52,7 @@ def node_of(federation: Loopback, site: str) -> int:
     key = Path(SiteHome(federation.hospitals[site].home).folder / "membership" / "current" / "key.pem").read_text()
     pem = public_pem(load_private(key, site).public_key()).encode()
     link = link_of(federation)
-    return int(until(lambda: (node := link.nodes().get(pem)) in link.online() and node, f"{site} is online", 60))
+    return int(until(lambda: pem in link.online() and link.nodes().get(pem), f"{site} is online", 60))
 
 
 # --- messages as objects

@@ -221,7 +221,7 @@ def processes(federation: Loopback, victim: str, site: str = "beta") -> list[psu
     """What makes up a part of the federation, the one that would start the others again first."""
     if victim in ("runner", "node"):
         return [site_process(federation, site, {"node": "supernode"}.get(victim, victim))]
-    mark = {"superlink": "flower_superlink", "coordinator": "server.coordinator", "gateway": "nginx: master"}[victim]
+    mark = {"superlink": "server.superlink", "coordinator": "server.coordinator", "gateway": "nginx: master"}[victim]
     found = federation.server.part(mark)
     return [found, *found.children(recursive=True)]
 
