@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
-Event = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Event]]
-Send = Callable[[Event], Awaitable[None]]
-App = Callable[[Event, Receive, Send], Awaitable[None]]
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from federation_configs.whole_bodies import given_first
 
 EVERYBODY = 0
 
@@ -34,7 +32,7 @@ class Doorbell:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         held: dict[str, Callable[[bytes], int]],
         ringing: dict[str, Callable[[bytes], Iterable[int]]],
         hold_s: float,
@@ -55,7 +53,7 @@ class Doorbell:
             if who in (EVERYBODY, whose):
                 bell.set()
 
-    async def __call__(self, scope: Event, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         path = scope.get("path", "") if scope["type"] == "http" else ""
         if path in self._ringing:
@@ -66,40 +64,29 @@ class Doorbell:
             await self._app(scope, receive, send)
 
     async def _answer_and_ring(
-        self, called: Callable[[bytes], Iterable[int]], scope: Event, receive: Receive, send: Send
+        self, called: Callable[[bytes], Iterable[int]], scope: Scope, receive: Receive, send: Send
     ) -> None:
         question = await receive()
-        await self._app(scope, _again(question, receive), send)
+        await self._app(scope, given_first(question, receive), send)
         for who in called(question.get("body", b"")):
             self._ring(who)
 
-    async def _answer_or_hold(self, asking: Callable[[bytes], int], scope: Event, receive: Receive, send: Send) -> None:
+    async def _answer_or_hold(self, asking: Callable[[bytes], int], scope: Scope, receive: Receive, send: Send) -> None:
         self._loop = asyncio.get_running_loop()
         question = await receive()
         bell = asyncio.Event()
         self._waiting[bell] = asking(question.get("body", b""))  # before it is looked whether something is there
-        answer: list[Event] = []
+        answer: list[Message] = []
 
-        async def kept(event: Event) -> None:
+        async def kept(event: Message) -> None:
             answer.append(event)
 
         try:
-            await self._app(scope, _again(question, receive), kept)
-            is_empty = answer[0].get("status") == 200 and not any(event.get("body") for event in answer)
-            if is_empty:
+            await self._app(scope, given_first(question, receive), kept)
+            if answer[0].get("status") == 200 and not any(event.get("body") for event in answer):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(bell.wait(), self._hold_s)
         finally:
             del self._waiting[bell]
         for event in answer:
             await send(event)
-
-
-def _again(question: Event, receive: Receive) -> Receive:
-    """What gives a request's event a second time, and then what follows it."""
-    given: list[Event] = [question]
-
-    async def received() -> Event:
-        return given.pop() if given else await receive()
-
-    return received

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from federation_configs.flower import check_version
+from federation_configs.whole_bodies import given_first
 
 _STREAMING = "/v1/control/"
 _LOOK_UPS = frozenset({"get_protobuf_request", "get_linkstate", "get_runtime_state", "get_runtime_handlers"})
@@ -51,14 +52,6 @@ async def _pass_through(layer: base.BaseHTTPMiddleware, scope: Scope, receive: R
     """What ``BaseHTTPMiddleware.__call__`` does, for answers that are whole when they are given."""
     request = Request(scope, receive)
 
-    async def received() -> Message:
-        if hasattr(request, "_body") and not given:  # the layer has read it: those below may read it too
-            given.append(True)
-            return {"type": "http.request", "body": request._body, "more_body": False}
-        return await receive()
-
-    given: list[bool] = []
-
     async def call_next(_request: Request) -> Response:
         start: Message = {}
         pieces: list[bytes] = []
@@ -69,7 +62,10 @@ async def _pass_through(layer: base.BaseHTTPMiddleware, scope: Scope, receive: R
             else:
                 pieces.append(message.get("body", b""))
 
-        await layer.app(scope, received, kept)
+        below = receive
+        if hasattr(request, "_body"):  # the layer has read it: those below may read it too
+            below = given_first({"type": "http.request", "body": request._body, "more_body": False}, receive)
+        await layer.app(scope, below, kept)
         if not start:
             raise RuntimeError("no response returned")
         answer = Response(b"".join(pieces), start["status"])

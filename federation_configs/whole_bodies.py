@@ -6,12 +6,7 @@ task for each piece of it; uvicorn gives pieces of 64 KiB. A model's update of 5
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_BYTES = 8 * 2**20
 """A piece of a model's weights has 5 MiB, and a little is around it."""
@@ -25,10 +20,10 @@ class WholeBodies:
         most_bytes: a longer body is refused with status 413, without being read to its end.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]], most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, app: ASGIApp, most_bytes: int = MOST_BYTES) -> None:
         self._app, self._most = app, most_bytes
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass on what is none."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -45,12 +40,18 @@ class WholeBodies:
                 await send({"type": "http.response.start", "status": 413, "headers": [(b"connection", b"close")]})
                 await send({"type": "http.response.body", "body": b""})
                 return
-        whole: list[bytes] = [b"".join(pieces)]
+        whole: Message = {"type": "http.request", "body": b"".join(pieces), "more_body": False}
         pieces.clear()
-
-        async def received() -> Message:
-            if whole:
-                return {"type": "http.request", "body": whole.pop(), "more_body": False}
-            return await receive()
-
+        received = given_first(whole, receive)
+        del message, whole  # what was received lasts no longer than the application needs it
         await self._app(scope, received, send)
+
+
+def given_first(event: Message, receive: Receive) -> Receive:
+    """What gives an event that was received already, once, and then what follows it."""
+    given = [event]
+
+    async def received() -> Message:
+        return given.pop() if given else await receive()
+
+    return received

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.runtime_pb2 import PushAppMessagesRequest
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from federation_configs.doorbell import Doorbell
@@ -53,8 +55,6 @@ def _quick(app: Any) -> Any:
 
 
 def _node(body: bytes) -> int:
-    from flwr.proto.fleet_pb2 import PullMessagesRequest
-
     try:
         return int(PullMessagesRequest.FromString(body).node.node_id)
     except DecodeError:
@@ -62,8 +62,6 @@ def _node(body: bytes) -> int:
 
 
 def _addressees(body: bytes) -> list[int]:
-    from flwr.proto.runtime_pb2 import PushAppMessagesRequest
-
     try:
         return [int(message.metadata.dst_node_id) for message in PushAppMessagesRequest.FromString(body).messages_list]
     except DecodeError:

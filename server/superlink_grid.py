@@ -149,7 +149,7 @@ class SuperLinkGrid(Grid):
         return None
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Not used: `server.exchange.ask` pulls one message at a time until a deadline."""
+        """Not used: `server.exchange.ask` asks the sites, until a deadline."""
         raise NotImplementedError("server.exchange.ask asks the sites")
 
     def close(self, *, completed: bool, details: str = "") -> None:
