@@ -105,6 +105,9 @@ class PretextTask(nn.Module, ABC):
     def loss(self, views: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """The batch's loss, a float32 scalar.
 
+        Where it decomposes per image it is the mean of the images' losses, and rows that go through a layer lie image
+        by image, as in `views`.
+
         Changes no state (but the running statistics of batch norm in training mode): a held-out batch may be
         evaluated at any time.
         """

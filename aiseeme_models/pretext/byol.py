@@ -87,16 +87,16 @@ class BYOL(PretextTask):
         self._target.copy_from(self._followed)
 
     def views(self, images: Tensor, augmentation: BatchAugmentation, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Two views ``(B, C, H, W)`` and the targets ``(B, P)`` that they are to predict (each the other's)."""
+        """Two views of each image ``(2B, C, H, W)`` and what they are to predict ``(2B, P)``: the other's target."""
         first, second = augmentation(images, generator), augmentation(images, generator)
-        of_first, of_second = self._target(torch.cat([first, second])).chunk(2)  # (B, P) each
-        return first, second, of_second, of_first
+        views = torch.stack([first, second], dim=1).flatten(0, 1)  # (2B, C, H, W)
+        targets = self._target(views).unflatten(0, (-1, 2)).flip(1).flatten(0, 1)  # (2B, P)
+        return views, targets
 
     def loss(self, views: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """``2 - 2 cos`` (eq. 2 of the paper), mean over both directions: in [0, 4]."""
-        first, second, target_of_first, target_of_second = views
-        predictions = self.head(self.backbone(torch.cat([first, second])))  # (2B, P)
-        return 2 + 2 * negative_cosine(predictions, torch.cat([target_of_first, target_of_second]))
+        images, targets = views
+        return 2 + 2 * negative_cosine(self.head(self.backbone(images)), targets)
 
     def chance_loss(self, batch_size: int) -> None:
         """None: a collapsed network has loss 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from aiseeme_models.training.options import TrainingOptions
 from aiseeme_models.training.schedules import learning_rate_factor
 
 _STEPS_BETWEEN_LOOKS = 20  # reading a loss from a GPU makes it wait
+
+Views = tuple[Tensor, ...]
 
 
 class Images(Protocol):
@@ -42,9 +45,9 @@ class RoundOutcome:
     """What a site did in a round.
 
     Attributes:
-        images: images of the site's training set, the weight of its update.
+        images: images of the site's training set (patients, where they are protected): the weight of its update.
         steps: optimiser steps.
-        loss: mean over the steps.
+        loss: mean over the steps. Where patients are protected it must stay at the site.
         optimizer_state: flat name to contiguous CPU tensor; empty if it is not to be carried.
     """
 
@@ -52,6 +55,40 @@ class RoundOutcome:
     steps: int
     loss: float
     optimizer_state: dict[str, Tensor]
+
+
+class StepGradients(Protocol):
+    """Which images a step uses, and how its gradients come about.
+
+    Attributes:
+        count: what an epoch passes over: images, or patients.
+    """
+
+    count: int
+
+    def batches(self, steps: int) -> Iterator[Tensor]:
+        """Indices of the images of each of ``steps`` steps, ``(B,)`` int64."""
+        ...
+
+    def fill(
+        self,
+        task: PretextTask,
+        indices: Tensor,
+        views_of: Callable[[Tensor], Views],
+        loss_of: Callable[[Views], Tensor],
+    ) -> tuple[Tensor, Views]:
+        """Fill ``.grad`` of the task's shared parameters.
+
+        Args:
+            task: what is trained.
+            indices: of the step's images.
+            views_of: the task's views of images, by their indices.
+            loss_of: the task's loss of views, a mean over the images.
+
+        Returns:
+            The step's loss, a detached scalar, and views for `PretextTask.after_step`.
+        """
+        ...
 
 
 def train_round(
@@ -65,6 +102,7 @@ def train_round(
     device: torch.device,
     proximal_mu: float = 0.0,
     optimizer_state: Mapping[str, Tensor] | None = None,
+    gradients: StepGradients | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> RoundOutcome:
     """Train ``task.shared`` for ``options.local_epochs`` passes over a site's images, at most ``options.max_steps``.
@@ -82,15 +120,16 @@ def train_round(
         device: where to train.
         proximal_mu: weight of FedProx' ``mu / 2 ||w - w_global||^2`` (Li et al. 2020, arXiv 1812.06127).
         optimizer_state: a former `RoundOutcome.optimizer_state` of this stage.
+        gradients: how gradients come about; default: those of the batches' losses.
         on_step: called with (steps done, steps in all, loss); on a GPU not at every step.
 
     Raises:
         InputError: fewer images than the task needs.
         NonFiniteLoss: the loss is NaN or infinite.
     """
-    count = len(images)
-    batch_size = min(options.batch_size, count)
-    if count < 1 or batch_size < task.minimum_batch:
+    source = _Ordinary(len(images), options, seed) if gradients is None else gradients
+    count = source.count
+    if count < 1 or min(options.batch_size, count) < task.minimum_batch:
         raise InputError(f"this task needs at least {task.minimum_batch} training images in a batch, there are {count}")
     task.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     task.train()
@@ -112,22 +151,27 @@ def train_round(
     steps = options.steps(count)
     look_every = 1 if device.type == "cpu" else _STEPS_BETWEEN_LOOKS
     losses: list[Tensor] = []
-    batches = islice(_batches(count, batch_size, options.local_epochs, seed), steps)
-    for step, indices in enumerate(batches, start=1):
+
+    def views_of(indices: Tensor) -> Views:
+        with _autocast(options, device):
+            return task.views(_to(images.batch(indices), device), augmentation, views_generator)
+
+    def loss_of(views: Views) -> Tensor:
+        with _autocast(options, device):
+            return task.loss(views, loss_generator)
+
+    for step, indices in enumerate(source.batches(steps), start=1):
         progress = begin + (end - begin) * (step - 1) / steps
         rate = options.learning_rate * learning_rate_factor(options.schedule, options.warmup, progress)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        with _autocast(options, device):
-            views = task.views(_to(images.batch(indices), device), augmentation, views_generator)
-            loss = task.loss(views, loss_generator)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, views = source.fill(task, indices, views_of, loss_of)
         if anchor:
             _pull_towards(weights, anchor, proximal_mu)
         if options.gradient_clip is not None:
             clip_grad_norm_(weights, options.gradient_clip)
-        losses.append(loss.detach())
+        losses.append(loss)
         if step % look_every == 0 or step == steps:
             value = _finite(losses[-1], step)
             if on_step is not None:
@@ -184,12 +228,35 @@ def heldout_loss(
     return mean, len(losses) * batch_size
 
 
-def _batches(count: int, batch_size: int, epochs: int, seed: int) -> Iterator[Tensor]:
-    """Full batches of a fresh permutation in every epoch, each ``(batch_size,)`` int64."""
-    for epoch in range(epochs):
-        order = torch.randperm(count, generator=generator(seed, "order", epoch))
-        for first in range(0, count - batch_size + 1, batch_size):
-            yield order[first : first + batch_size]
+class _Ordinary:
+    """The gradients of full batches, of a fresh permutation in every epoch."""
+
+    def __init__(self, images: int, options: TrainingOptions, seed: int) -> None:
+        self.count = images
+        self._batch_size, self._seed = min(options.batch_size, images), seed
+
+    def batches(self, steps: int) -> Iterator[Tensor]:
+        """See `StepGradients.batches`."""
+        return islice(self._epochs(), steps)
+
+    def _epochs(self) -> Iterator[Tensor]:
+        for epoch in itertools.count():
+            order = torch.randperm(self.count, generator=generator(self._seed, "order", epoch))
+            for first in range(0, self.count - self._batch_size + 1, self._batch_size):
+                yield order[first : first + self._batch_size]
+
+    def fill(
+        self,
+        task: PretextTask,
+        indices: Tensor,
+        views_of: Callable[[Tensor], Views],
+        loss_of: Callable[[Views], Tensor],
+    ) -> tuple[Tensor, Views]:
+        """See `StepGradients.fill`."""
+        views = views_of(indices)
+        loss = loss_of(views)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), views
 
 
 def _autocast(options: TrainingOptions, device: torch.device) -> AbstractContextManager[object]:

@@ -1,0 +1,1 @@
+"""Differential privacy of a patient: clipped gradients, secret noise, and what both cost."""

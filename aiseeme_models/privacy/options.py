@@ -1,0 +1,31 @@
+"""The ``[privacy]`` table: how a patient is protected while a site trains."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from aiseeme_models.options import Options
+from aiseeme_models.privacy.clipping import Clipping
+
+
+class PrivacyOptions(Options):
+    """DP-SGD with the patient as the unit (Abadi et al. 2016, arXiv 1607.00133).
+
+    A stage's ``batch_size`` is then the number of patients that a step draws on average, each with probability
+    ``batch_size / patients``, and one image of each; an epoch is as many steps as an average of one draw of every
+    patient takes.
+
+    ``views`` random views of that one image are averaged before the patient is clipped (augmentation multiplicity, De
+    et al. 2022, arXiv 2204.13650). With ``clipping = "adaptive"`` the bound begins at ``max_grad_norm`` and follows the
+    ``quantile`` of the patients' norms (Andrew et al. 2021, arXiv 1905.03871); the noise of that is part of
+    ``noise_multiplier``.
+    """
+
+    noise_multiplier: float = Field(gt=0, le=1000, description="standard deviation of the noise over max_grad_norm")
+    max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="largest norm of a patient's gradient")
+    delta: float = Field(1e-5, gt=0, lt=0.1, description="the delta at which a run's epsilon is told")
+    clipping: Clipping = Field("flat", description="flat, per-layer or adaptive")
+    quantile: float = Field(0.5, gt=0, lt=1, description="adaptive: the part of patients that is not clipped")
+    adapt_rate: float = Field(0.2, gt=0, le=1, description="adaptive: how fast the bound follows")
+    views: int = Field(1, ge=1, le=64, description="views of a patient's image, averaged before clipping")
+    physical_batch: int = Field(32, ge=1, le=4096, description="patients that are computed at once: bounds the memory")
