@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aiseeme_models.printable import LONGEST_LINE, printable
-from client import cli_join, cli_run
+from client import cli_audit, cli_budget, cli_join, cli_run
 from client.cli_ledger import ledger_app
 from client.cli_options import Home, Json
 from federation_configs.command_line import console, run_app, show_version, shown
@@ -33,6 +33,8 @@ app = typer.Typer(
 app.add_typer(ledger_app, name="ledger")
 cli_join.register(app)
 cli_run.register(app)
+cli_budget.register(app)
+cli_audit.register(app)
 
 Folder = Annotated[Path, typer.Argument(help="The hospital's image folder.")]
 Preset = Annotated[str, typer.Option(help="How files become arrays: dermoscopy, chest-xray, ct-lung, ct-nodule.")]

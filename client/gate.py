@@ -12,7 +12,7 @@ from client.ledger import Ledger
 from client.policy import check_hours, check_images, check_stamp, check_validation, decide
 from client.refusals import Refusal
 from client.schedule import ScheduleOptions
-from client.site_config import PolicyOptions
+from client.site_config import BudgetOptions, PolicyOptions
 from federation_configs.loading import config_sha256
 from federation_configs.records import left_with
 from federation_configs.signatures import is_signed, public_key
@@ -47,6 +47,7 @@ class Gate:
         coordinators: public keys (64 hexadecimal digits) whose signed requests are answered.
         policy: the ``[policy]`` table of site.toml.
         schedule: its ``[schedule]`` table.
+        budget: its ``[privacy]`` table; where that has an epsilon, only private training is let in.
         ledger: takes every request and every answer; without an entry there is no work and no answer.
         clock: seconds since 1970 by the site's clock.
     """
@@ -57,6 +58,7 @@ class Gate:
     policy: PolicyOptions
     schedule: ScheduleOptions
     ledger: Ledger
+    budget: BudgetOptions = field(default_factory=BudgetOptions)
     clock: Callable[[], float] = field(default=time.time, repr=False)
 
     @classmethod
@@ -70,7 +72,12 @@ class Gate:
             signing_key: the pinned public key of the membership, for which ``[policy] coordinators`` may name others.
         """
         keys = config.policy.coordinators or (signing_key,)
-        return cls(site, federation, keys, config.policy, config.schedule, ledger)
+        return cls(site, federation, keys, config.policy, config.schedule, ledger, config.privacy)
+
+    def decide(self, request: Request, now: float) -> None:
+        """Refuse what the policy does not allow (see `client.policy.decide`), at ``now`` seconds since 1970."""
+        day = self.ledger.epochs_since(datetime.fromtimestamp(now, UTC) - _DAY)
+        decide(self.policy, request, epochs_today=day, has_budget=self.budget.epsilon is not None)
 
     def visit(self, kind: str) -> Visit:
         """Begin with a message that asks to ``kind``: describe, train or evaluate."""
@@ -122,8 +129,7 @@ class Visit:
         if seen:
             raise Refusal(SiteError.REPLAYED)
         check_hours(gate.schedule, datetime.fromtimestamp(now))
-        day = gate.ledger.epochs_since(datetime.fromtimestamp(now, UTC) - _DAY)
-        decide(gate.policy, request, epochs_today=day)
+        gate.decide(request, now)
 
     def begin(self, request: Request, site: Site) -> None:
         """Enter how many images are about to be used, before any of them is.
@@ -149,8 +155,7 @@ class Visit:
             check_validation(fields["images"])
         with self._gate.ledger.locked():
             if isinstance(request, TrainRequest):  # again, as another process may have begun one meanwhile
-                since = datetime.fromtimestamp(self._gate.clock(), UTC) - _DAY
-                decide(self._gate.policy, request, epochs_today=self._gate.ledger.epochs_since(since))
+                self._gate.decide(request, self._gate.clock())
             self._enter("started", **fields)
         self._begun = True
 
@@ -175,7 +180,8 @@ class Visit:
         else:
             fields = {"images": reply.images, "steps": reply.steps if isinstance(reply, TrainReply) else 0}
         seconds = round(time.monotonic() - self._since, 3)
-        self._enter("answered", **fields, seconds=seconds, bytes=length, sha256=digest, privacy=None)
+        spent = reply.epsilon if isinstance(reply, TrainReply) else None
+        self._enter("answered", **fields, seconds=seconds, bytes=length, sha256=digest, privacy=spent)
 
     def failed(self, code: SiteError) -> None:
         """Enter that the request was refused, or that the work on it failed; only the code leaves.

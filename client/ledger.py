@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from aiseeme_models.atomic_files import flush_folder
+from client.charges import SPENT, Charge
 from client.ledger_chain import GENESIS, RECOVERED, TORN, Chain, Entry, LedgerBroken, line_of
 
 LEDGER_FILE = "ledger.jsonl"
@@ -60,6 +61,7 @@ class Ledger:
         self._chain = Chain()
         self._nonces: set[str] = set()
         self._trainings: list[tuple[datetime, float]] = []
+        self._charges: list[Charge] = []
 
     @classmethod
     def in_home(cls, folder: Path) -> Ledger:
@@ -93,7 +95,7 @@ class Ledger:
         """Add an entry and have the disk keep it.
 
         Args:
-            kind: what happened: asked, refused, started, answered, failed, started-up, joined.
+            kind: what happened: asked, refused, started, answered, failed, started-up, joined, spent.
             fields: JSON values. Nothing that names a file, a patient or an exception.
 
         Raises:
@@ -171,6 +173,11 @@ class Ledger:
         with self.locked():
             return nonce in self._nonces
 
+    def charges(self) -> tuple[Charge, ...]:
+        """What was charged to the site's privacy budget, in order."""
+        with self.locked():
+            return tuple(self._charges)
+
     def _opened(self) -> io.BufferedRandom:
         new = not self.path.exists()
         if new:
@@ -203,6 +210,13 @@ class Ledger:
             self._nonces.add(fields["nonce"])
         if entry.kind == "started" and isinstance(fields.get("epochs"), (int, float)):
             self._trainings.append((entry.time, float(fields["epochs"])))
+        if entry.kind == SPENT:
+            charge = Charge.read(entry.seq, entry.sha256, fields)
+            if charge is None:
+                raise LedgerBroken(
+                    f"the ledger does not hold together: entry {entry.seq} is a charge that says nothing"
+                )
+            self._charges.append(charge)
 
 
 def _write_all(descriptor: int, content: bytes) -> None:

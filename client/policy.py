@@ -49,7 +49,7 @@ def check_hours(schedule: ScheduleOptions, now: datetime) -> None:
         raise Refusal(SiteError.OUTSIDE_HOURS)
 
 
-def decide(policy: PolicyOptions, request: Request, *, epochs_today: float) -> None:
+def decide(policy: PolicyOptions, request: Request, *, epochs_today: float, has_budget: bool = False) -> None:
     """Refuse a request that the site's policy does not allow.
 
     The whole configuration is looked at with every request: a site does not begin with a run that it would have to
@@ -59,6 +59,7 @@ def decide(policy: PolicyOptions, request: Request, *, epochs_today: float) -> N
         policy: the ``[policy]`` table.
         request: any request.
         epochs_today: passes over the site's images in the 24 hours before, in all runs.
+        has_budget: whether the site has a privacy budget: what is not private would cost more than any.
 
     Raises:
         Refusal: with the code of the first rule that the request breaks.
@@ -77,7 +78,7 @@ def decide(policy: PolicyOptions, request: Request, *, epochs_today: float) -> N
         raise Refusal(SiteError.TOO_LARGE)
     if _exceeds(config.rounds, policy.max_rounds):
         raise Refusal(SiteError.TOO_MANY_ROUNDS)
-    if policy.require_dp and getattr(config, "privacy", None) is None:  # the [privacy] table, where a version has one
+    if (policy.require_dp or has_budget) and config.privacy is None:
         raise Refusal(SiteError.PRIVACY_REQUIRED)
     if isinstance(request, TrainRequest):
         epochs = epochs_today + stages[request.stage].local_epochs

@@ -7,6 +7,7 @@ import errno
 
 from flwr.app import Error, Message
 
+from client.charges import BudgetBroken
 from client.ledger_chain import LedgerBroken
 from client.site import Site
 from federation_configs.records import MalformedRecord, nonce_of
@@ -29,6 +30,8 @@ def code_of(error: BaseException) -> SiteError:
         return SiteError.BAD_REQUEST
     if isinstance(error, LedgerBroken):
         return SiteError.LEDGER_BROKEN
+    if isinstance(error, BudgetBroken):
+        return SiteError.BUDGET_BROKEN
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return SiteError.OUT_OF_MEMORY
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -27,6 +27,7 @@ from client.local_state import forget_old_runs
 from client.membership import load_membership
 from client.node_files import NodeFiles
 from client.node_tasks import NodeTask, NodeTasks
+from client.privacy import PrivacyBudget
 from client.refusals import Refusal, error_reply
 from client.site import Site
 from client.site_home import SiteHome
@@ -172,6 +173,7 @@ def main() -> None:
         limits=config.intake.limits,
         device=device,
         gate=gate,
+        budget=PrivacyBudget(home.folder, ledger, config.privacy),
         on_step=lambda *_: interruption.look(),
     )
     survey = Survey(home, site, config.policy.allowed_cohorts, interruption.look)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aiseeme_models.images.cached_images import CachedImages
     from aiseeme_models.images.presets import ImageOptions
     from client.gate import Gate
+    from client.privacy import PrivacyBudget
     from client.scanning import CatalogueRow
     from federation_configs.schema import HoldOut
 
@@ -36,6 +37,7 @@ class Site:
         limits: what decoding one file may cost.
         device: a torch device string.
         gate: checks and enters every request at a real site; None in a simulation.
+        budget: what may be spent of the patients' privacy, at a real site.
         survey: gives the site with the images of its catalogue, for images of one kind, anew where that is True; None
             where the rows are given.
         on_step: called with (site name, step, steps, loss) while training, for progress on this machine only.
@@ -50,9 +52,12 @@ class Site:
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     device: str = "cpu"
     gate: Gate | None = None
+    budget: PrivacyBudget | None = None
     survey: Callable[[ImageOptions, bool], Site] | None = None
     on_step: Callable[[str, int, int, float], None] | None = None
-    _opened: dict[tuple[str, Split, str], CachedImages] = field(default_factory=dict, repr=False, compare=False)
+    _opened: dict[tuple[str, Split, str], tuple[CachedImages, list[str]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def rows_of(self, split: Split, holdout: HoldOut) -> list[CatalogueRow]:
         """The accepted images of a split, in an order that depends on their content only."""
@@ -61,8 +66,19 @@ class Site:
         ]
         return sorted(chosen, key=lambda row: row.content)
 
+    def training_patients(self, holdout: HoldOut) -> int:
+        """How many patients have images in the training split, by the catalogue: no image is looked at."""
+        return len({row.group for row in self.rows_of("train", holdout)})
+
     def images(self, options: ImageOptions, split: Split, holdout: HoldOut) -> CachedImages:
         """The preprocessed images of a split; what the cache lacks is decoded first, what cannot be is left out."""
+        return self._open(options, split, holdout)[0]
+
+    def patients_of_images(self, options: ImageOptions, split: Split, holdout: HoldOut) -> list[str]:
+        """Whose each of `images` is: pseudonyms of patients, or of what is known in their place."""
+        return self._open(options, split, holdout)[1]
+
+    def _open(self, options: ImageOptions, split: Split, holdout: HoldOut) -> tuple[CachedImages, list[str]]:
         from aiseeme_models.images.cache import ImageCache
         from aiseeme_models.images.filling import WantedImage, fill
 
@@ -73,7 +89,8 @@ class Site:
             bad = fill(cache, [WantedImage(row.content, self.folder / row.file) for row in rows], self.limits)
             if bad:
                 self.log.warning("%d images of the catalogue can no longer be used", len(bad))
-            self._opened[key] = cache.open([row.content for row in rows if row.content not in bad])
+            usable = [row for row in rows if row.content not in bad]
+            self._opened[key] = cache.open([row.content for row in usable]), [row.group for row in usable]
         return self._opened[key]
 
     @property

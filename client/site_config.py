@@ -130,6 +130,15 @@ class PolicyOptions(Options):
         return None if self.cohorts is None else frozenset(self.cohorts)
 
 
+class BudgetOptions(Options):
+    """The ``[privacy]`` table: what may be spent of each patient's privacy, over all rounds, runs and coordinators."""
+
+    epsilon: float | None = Field(
+        default=None, gt=0, le=1000, description="most that may be spent; then only private training is let in"
+    )
+    delta: float = Field(default=1e-5, gt=0, le=0.01, description="the delta at which it is counted")
+
+
 class MachineOptions(Options):
     """The ``[machine]`` table: what the federation may use of this machine."""
 
@@ -185,6 +194,7 @@ class SiteConfig(Options):
     intake: IntakeOptions = IntakeOptions()
     cache: CacheOptions = CacheOptions()
     policy: PolicyOptions = PolicyOptions()
+    privacy: BudgetOptions = BudgetOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     machine: MachineOptions = MachineOptions()
     connection: ConnectionOptions = ConnectionOptions()

@@ -6,13 +6,14 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, SerializeAsAny, StringConstraints, model_validator
 
-from aiseeme_models.backbones import Norm, backbones
+from aiseeme_models.backbones import PER_IMAGE_NORMS, Norm, backbones
 from aiseeme_models.curriculum.stages import Stage
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.presets import ImageOptions
 from aiseeme_models.images.splits import TEST_FRACTION, VALIDATION_FRACTION
 from aiseeme_models.options import Options, parse_options
 from aiseeme_models.pretext import pretext_tasks
+from aiseeme_models.privacy.options import PrivacyOptions
 from federation_configs.aggregation import aggregation_options
 from federation_configs.names import NAME as NAME
 from federation_configs.transfer import Transfer
@@ -123,6 +124,7 @@ class FederationConfig(Options):
     federation: FederationOptions = FederationOptions()
     holdout: HoldOut = HoldOut()
     probe: ProbeOptions = ProbeOptions()
+    privacy: PrivacyOptions | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -139,6 +141,8 @@ class FederationConfig(Options):
                     image_size=self.images.size,
                     channels=channels,
                 )
+                if self.privacy is not None:
+                    _check_private(stage, self.model.norm)
             except InputError as error:
                 raise InputError(f"{where}: {error}") from None
         return self
@@ -147,3 +151,30 @@ class FederationConfig(Options):
     def rounds(self) -> int:
         """The largest number of rounds that the curriculum may take."""
         return sum(stage.rounds for stage in self.curriculum.stage)
+
+
+def _check_private(stage: Stage, norm: Norm) -> None:
+    """Refuse what differential privacy cannot be had with.
+
+    Raises:
+        InputError: with the reason, and what would do.
+    """
+    if norm not in PER_IMAGE_NORMS:
+        raise InputError(
+            f"[privacy] needs a norm that looks at one image at a time: model.norm = {norm!r} mixes the images of a "
+            f"batch, so that one patient changes the gradients of others; use {' or '.join(sorted(PER_IMAGE_NORMS))}"
+        )
+    if not pretext_tasks[stage.task].decomposes_per_image(norm):
+        fitting = [name for name in sorted(pretext_tasks) if pretext_tasks[name].decomposes_per_image(norm)]
+        raise InputError(
+            f"[privacy] needs a loss of one image at a time: {stage.task} compares images with others, so that one "
+            f"patient changes the gradients of others and no epsilon would hold; these tasks do: {', '.join(fitting)}"
+        )
+    if stage.stop == "plateau":
+        raise InputError(
+            "stop = 'plateau' needs the held-out loss, which sites do not tell under [privacy]: use 'rounds'"
+        )
+    if stage.precision == "bf16":
+        raise InputError(
+            "[privacy] computes in float32, so that norms are what they are said to be: leave precision out"
+        )

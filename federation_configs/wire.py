@@ -15,7 +15,7 @@ from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.options import Options
 from federation_configs.schema import NAME, FederationConfig
 
-PROTOCOL = 3
+PROTOCOL = 4
 RUN_ID = r"^[a-z0-9][a-z0-9-]{0,95}$"
 SHA256 = r"^[0-9a-f]{64}$"
 VERSION = r"^[0-9A-Za-z.+-]{1,40}$"
@@ -62,6 +62,10 @@ class SiteError(IntEnum):
     OUTSIDE_HOURS = 1025
     STOPPED = 1026
     LEDGER_BROKEN = 1027
+    BUDGET_EXCEEDED = 1028
+    BUDGET_BROKEN = 1029
+    WITHHELD = 1030
+    TOO_FEW_PATIENTS = 1031
 
     @property
     def sentence(self) -> str:
@@ -96,6 +100,10 @@ _SENTENCES = {
     SiteError.OUTSIDE_HOURS: "the site does not work for the federation at this time of day",
     SiteError.STOPPED: "the run was stopped",
     SiteError.LEDGER_BROKEN: "the site's ledger does not hold together, so the site does no work",
+    SiteError.BUDGET_EXCEEDED: "the site's privacy budget does not allow this",
+    SiteError.BUDGET_BROKEN: "the site's privacy budget does not agree with its ledger, so the site does no work",
+    SiteError.WITHHELD: "the site does not tell this under differential privacy",
+    SiteError.TOO_FEW_PATIENTS: "the site has fewer patients than a step is to draw on average, or than 10",
     SiteError.INTERNAL: "an internal error; the site's own log has the details",
 }
 
@@ -167,6 +175,9 @@ class DescribeReply(Reply):
 
     A site with fewer than 5 training images does not take part, and fewer than 5 validation images count as none: both
     numbers are needed exactly, the one as a weight, the other to check a reply.
+
+    Under ``[privacy]`` ``train`` is the number of patients as `federation_configs.privacy_plan.told_patients` rounds
+    it, and nothing else is told: ``validation`` is 0, ``test`` None and ``rejected`` empty.
     """
 
     protocol: int
@@ -174,7 +185,7 @@ class DescribeReply(Reply):
     version: str = Field(pattern=VERSION)
     train: Annotated[int, Field(ge=SMALLEST_COUNT, le=2**31)]
     validation: Literal[0] | Annotated[int, Field(ge=SMALLEST_COUNT, le=2**31)]
-    test: SmallCount
+    test: SmallCount | None
     rejected: dict[RejectReason, SmallCount]
 
 
@@ -204,15 +215,25 @@ class RoundReply(Reply):
     round: int = Field(ge=1)
     stage: int = Field(ge=0)
     images: Count
-    loss: Loss
     seconds: Seconds
 
 
 class TrainReply(RoundReply):
-    """A trained round; the site's weights travel beside it as one flat float32 array."""
+    """A trained round; the site's weights travel beside it as one flat float32 array.
+
+    Attributes:
+        steps: optimiser steps.
+        loss: mean over the steps; None under ``[privacy]``, where it would tell of patients what the noise hides.
+        epsilon: what the run has cost the site's patients so far, this round included, at the delta of ``[privacy]``;
+            None without it.
+    """
 
     steps: Count
+    loss: Loss | None
+    epsilon: Annotated[float, Field(ge=0, le=1e12)] | None = None
 
 
 class EvaluateReply(RoundReply):
     """The held-out pretext loss on ``images`` validation images."""
+
+    loss: Loss

@@ -15,8 +15,8 @@ class CountedSite(Options):
     """A site whose update is in a round's model.
 
     Attributes:
-        images: training images that its update counted with.
-        epsilon: ε that the round cost its patients; null where nothing was accounted.
+        images: training images (patients, where they are protected) that its update counted with.
+        epsilon: ε that the run has cost its patients so far, this round included; null where nothing was accounted.
     """
 
     images: int = Field(ge=0)

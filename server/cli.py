@@ -13,6 +13,7 @@ from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, run_app, show_version, shown
 from server import cli_federation, cli_models, cli_serve
 from server.cli_options import Federation, Json, RunId, Runs
+from server.cli_privacy import privacy_app
 
 if TYPE_CHECKING:
     from server.registry import RunRow
@@ -36,6 +37,7 @@ def _group(
 
 config_app = typer.Typer(no_args_is_help=True, help="Check and show federation configurations.")
 app.add_typer(config_app, name="config")
+app.add_typer(privacy_app, name="privacy")
 
 ConfigReference = Annotated[str, typer.Argument(help="A TOML file or the name of a ready-made federation.")]
 Device = Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")]

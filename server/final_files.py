@@ -128,6 +128,7 @@ class FinalFiles:
                     rounds_answered=site.answered,
                     missed=site.missed,
                     classes=self.classes.get(name) or None,
+                    epsilon=site.epsilon,
                 )
                 for name, site in state.sites.items()
             ],
@@ -137,6 +138,7 @@ class FinalFiles:
                 overhead=state.rounds_s - state.training_s,
             ),
             phantom=self.phantom,
+            delta=None if self.config.privacy is None else self.config.privacy.delta,
         )
 
 

@@ -18,13 +18,13 @@ class Observer(Protocol):
     def round_started(self, config: FederationConfig, state: RunState, round_number: int, attempt: int) -> None:
         """A round is asked for."""
 
-    def site_answered(self, site: str, images: int, seconds: float, loss: float) -> None:
-        """A site's reply counts."""
+    def site_answered(self, site: str, images: int, seconds: float, loss: float | None) -> None:
+        """A site's reply counts; a site that protects its patients tells no loss."""
 
     def site_missed(self, site: str, why: Refused) -> None:
         """A site's reply does not count."""
 
-    def round_done(self, state: RunState, loss: float, heldout: float | None) -> None:
+    def round_done(self, state: RunState, loss: float | None, heldout: float | None) -> None:
         """A round is finished and its checkpoint written."""
 
     def stage_done(self, config: FederationConfig, state: RunState, stage: int) -> None:
@@ -43,13 +43,13 @@ class Silent:
     def round_started(self, config: FederationConfig, state: RunState, round_number: int, attempt: int) -> None:
         """See `Observer`."""
 
-    def site_answered(self, site: str, images: int, seconds: float, loss: float) -> None:
+    def site_answered(self, site: str, images: int, seconds: float, loss: float | None) -> None:
         """See `Observer`."""
 
     def site_missed(self, site: str, why: Refused) -> None:
         """See `Observer`."""
 
-    def round_done(self, state: RunState, loss: float, heldout: float | None) -> None:
+    def round_done(self, state: RunState, loss: float | None, heldout: float | None) -> None:
         """See `Observer`."""
 
     def stage_done(self, config: FederationConfig, state: RunState, stage: int) -> None:

@@ -144,7 +144,7 @@ class Progress(Silent):
         for site, why in refused.items():
             self.say(f"{site} is not there: {why.sentence}")
 
-    def site_answered(self, site: str, images: int, seconds: float, loss: float) -> None:
+    def site_answered(self, site: str, images: int, seconds: float, loss: float | None) -> None:
         """See `Observer`."""
         self._round_speed.append(images * self._local_epochs / max(seconds, 1e-9))
 
@@ -152,7 +152,7 @@ class Progress(Silent):
         """See `Observer`."""
         self.say(f"{site} does not count: {why.sentence}")
 
-    def round_done(self, state: RunState, loss: float, heldout: float | None) -> None:
+    def round_done(self, state: RunState, loss: float | None, heldout: float | None) -> None:
         """See `Observer`."""
         self.on_state(state)
         if self._bars is not None:
@@ -163,9 +163,11 @@ class Progress(Silent):
         self._recent_s.append(state.rounds_s - self._rounds_s_before)
         left = sum(self._recent_s) / len(self._recent_s) * _rounds_left(self._config, state)
         answered = len(self._round_speed)
-        tail = f", held-out {heldout:.3f}" if heldout is not None else ""
+        spent = [site.epsilon for site in state.sites.values() if site.epsilon is not None]
+        parts = ([] if loss is None else [f"loss {loss:.3f}"]) + ([f"epsilon {max(spent):.2f}"] if spent else [])
+        parts += [] if heldout is None else [f"held-out {heldout:.3f}"]
         self.say(
-            f"{time.strftime('%H:%M:%S')} round {state.round}/{self._config.rounds}: loss {loss:.3f}{tail},"
+            f"{time.strftime('%H:%M:%S')} round {state.round}/{self._config.rounds}: {', '.join(parts)},"
             f" {answered}/{len(state.sites)} sites, {speed:.0f} images/s, about {_duration(left)} left"
         )
 

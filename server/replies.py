@@ -107,6 +107,11 @@ def check_training(
     stage = asked.config.curriculum.stage[asked.stage]
     if body.images != declared:
         return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.images} images; the site declared {declared}")
+    private = asked.config.privacy is not None
+    if (body.loss is None) != private or (body.epsilon is None) == private:
+        return Refused(
+            Missed.MALFORMED, "the reply was refused: it tells its loss or epsilon where the other was agreed"
+        )
     if body.steps != stage.steps(declared):
         return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.steps} steps; its images do not make so many")
     return body

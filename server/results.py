@@ -50,6 +50,9 @@ class MissedRound(_Part):
 class SiteResult(_Part):
     """One site. ``images`` are its training images; ``classes`` counts all its labelled ones.
 
+    Where patients are protected ``images`` counts patients, rounded down to ten, nothing is said of what was left out,
+    and ``epsilon`` is what the run has cost them.
+
     ``rejected`` counts what was left out, by reason; a count under 5 left the site as ``"<5"``.
     """
 
@@ -59,6 +62,7 @@ class SiteResult(_Part):
     rounds_answered: int
     missed: list[MissedRound]
     classes: dict[Text, int] | None = None
+    epsilon: float | None = None
 
     @property
     def left_out(self) -> str:
@@ -114,6 +118,13 @@ class Results(_Part):
     baselines: Baselines | None = None
     seconds: Seconds
     phantom: bool = False
+    delta: float | None = None
+
+    @property
+    def epsilon(self) -> float | None:
+        """The most that the run has cost a patient of any site, at ``delta``; None where patients are not protected."""
+        spent = [site.epsilon for site in self.sites if site.epsilon is not None]
+        return max(spent) if spent and self.delta is not None else None
 
     def counted_throughout(self, site: SiteResult) -> bool:
         """Whether ``site`` counted in every round that was done."""

@@ -106,7 +106,11 @@ class RoundLoop:
                 aggregation, vector = self._aggregation(model), model.vector
                 state.stages[state.stage].chance_loss = model.chance_loss
             self._metrics.append(lines)
-            counted = {line["site"]: CountedSite(images=line["images"]) for line in lines if "images" in line}
+            counted = {
+                line["site"]: CountedSite(images=line["images"], epsilon=line.get("epsilon"))
+                for line in lines
+                if "images" in line
+            }
             self._save(state, model, aggregation, vector, stage_index, counted)
             self.observer.round_done(state, lines[-1]["loss"], lines[-1]["heldout_loss"])
             if stage_ended:
@@ -186,11 +190,15 @@ class RoundLoop:
             else:
                 site.miss(number, refused.get(name, NO_ANSWER))
         vector = aggregation.finish_round()
-        loss = mean_over_sites((reply.loss, reply.images) for reply in counted.values())
-        assert loss is not None
+        loss = mean_over_sites(
+            (reply.loss, reply.images) for reply in counted.values() if reply.loss is not None
+        )  # None where patients are protected
+        for name, reply in counted.items():
+            state.sites[name].epsilon = reply.epsilon
         heldout = self._heldout(state, asked, vector)
         stage = state.stages[state.stage]
-        stage.losses.append(loss)
+        if loss is not None:
+            stage.losses.append(loss)
         if heldout is not None:
             stage.heldout.append(heldout)
         seconds = [reply.seconds for reply in counted.values()]
@@ -200,6 +208,7 @@ class RoundLoop:
         lines: list[dict[str, Any]] = [
             common
             | {"site": name, "images": reply.images, "steps": reply.steps, "loss": reply.loss, "seconds": reply.seconds}
+            | ({} if reply.epsilon is None else {"epsilon": reply.epsilon})
             | {
                 "images_per_s": reply.images
                 * asked.config.curriculum.stage[state.stage].local_epochs
@@ -278,6 +287,8 @@ class RoundLoop:
     def _heldout(self, state: RunState, trained: TrainRequest, vector: NDArray[np.float32]) -> float | None:
         """The held-out pretext loss of the new global weights: where it decides, and at the end of every stage."""
         options = self.config.curriculum.stage[state.stage]
+        if self.config.privacy is not None:  # sites do not tell it
+            return None
         if options.stop == "rounds" and state.round_in_stage + 1 < options.rounds:
             return None
         asked = EvaluateRequest(**trained.model_dump(exclude={"proximal_mu", "config"}), config=trained.config)

@@ -27,12 +27,13 @@ class StageState(_State):
 
 
 class SiteState(_State):
-    """One site so far."""
+    """One site so far; ``epsilon`` is what the run has cost its patients, where they are protected."""
 
     images: int = 0
     validation: int = 0
     rejected: dict[str, int | Literal["<5"]] = Field(default_factory=dict)
     answered: int = 0
+    epsilon: float | None = None
     missed: list[MissedRound] = Field(default_factory=list)
 
     def miss(self, round_number: int, why: Refused) -> None:

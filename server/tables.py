@@ -37,12 +37,20 @@ def probe_table(probe: dict[str, Any], baselines: dict[str, Any]) -> Table:
 def print_results(console: Console, results: Results, folder: Path) -> None:
     """A run's outcome for a person."""
     sites = Table(title="sites")
-    for title in ("site", "training images", "rounds counted", "missed"):
+    private = results.delta is not None
+    what = "patients, rounded down" if private else "training images"
+    for title in ("site", what, "rounds counted", *(["epsilon"] if private else []), "missed"):
         sites.add_column(title, justify="left" if title in ("site", "missed") else "right")
     for site in results.sites:
         first = f"{len(site.missed)}, first: {site.missed[0].reason}" if site.missed else "none"
-        sites.add_row(shown(site.name), str(site.images), str(site.rounds_answered), shown(first))
+        spent = ["" if site.epsilon is None else f"{site.epsilon:.2f}"] if private else []
+        sites.add_row(shown(site.name), str(site.images), str(site.rounds_answered), *spent, shown(first))
     console.print(sites)
+    if results.epsilon is not None:
+        console.print(
+            f"a patient's part in this run is hidden up to epsilon {results.epsilon:.2f} at delta {results.delta:g}",
+            highlight=False,
+        )
     for stage in results.stages:
         if stage.near_chance:
             console.print(

@@ -1,0 +1,47 @@
+"""What a federation's rounds cost a site's patients, told from its configuration and their number alone."""
+
+from __future__ import annotations
+
+from aiseeme_models.privacy.spending import Spend
+from federation_configs.schema import FederationConfig
+
+_TOLD_TO = 10
+
+
+def told_patients(patients: int) -> int:
+    """The number of training patients as it leaves a site under ``[privacy]``: rounded down to ten.
+
+    It is the site's weight, and what its number of steps follows from. That number is taken as public, as DP-SGD does;
+    rounding makes a single patient show in it only where one crosses a ten.
+    """
+    return patients - patients % _TOLD_TO
+
+
+def round_spend(config: FederationConfig, stage: int, patients: int) -> Spend:
+    """The noisy steps of one round of a stage at a site with so many training patients.
+
+    Raises:
+        ValueError: the configuration has no ``[privacy]``, or the patients are too few: fewer than 10, or than a batch.
+    """
+    options = config.curriculum.stage[stage]
+    if config.privacy is None or patients < max(_TOLD_TO, options.batch_size):
+        raise ValueError(f"no private rounds of stage {stage} with {patients} patients")
+    steps = options.steps(told_patients(patients))
+    return Spend(config.privacy.noise_multiplier, options.batch_size / patients, steps)
+
+
+def planned(config: FederationConfig, patients: int, *, rounds: int | None = None) -> list[tuple[int, Spend]]:
+    """The stage and spend of a run's first ``rounds`` rounds, each played once; by default of all of them.
+
+    Raises:
+        ValueError: as `round_spend`.
+    """
+    left = config.rounds if rounds is None else rounds
+    spends = []
+    for index, stage in enumerate(config.curriculum.stage):
+        played = min(stage.rounds, left)
+        if played:
+            one = round_spend(config, index, patients)
+            spends.append((index, Spend(one.noise_multiplier, one.sample_rate, one.steps * played)))
+        left -= played
+    return spends
