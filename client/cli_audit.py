@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from aiseeme_models.privacy.audit import AuditReport
 
 
+_BACKBONE = "resnet-tiny"
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to ``aiseeme-site``."""
     app.command()(audit)
@@ -31,9 +34,10 @@ def audit(
     seed: Annotated[int, typer.Option(min=0, help="Of the made-up images and of who of them is there.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Train on made-up images with canaries and try to tell which were there; exit code 1 where ε is refuted.
+    """Train on made-up images with canaries and try to tell which were there; exit code 1 where epsilon is refuted.
 
-    No image of the hospital is read, and nothing is charged to its budget.
+    The configuration's task, norm and clipping on the smallest backbone: the attack keeps every canary's gradient. No
+    image of the hospital is read, and nothing is charged to its budget.
     """
     from aiseeme_models.backbones import build_backbone, initialise
     from aiseeme_models.pretext import build_task
@@ -51,7 +55,7 @@ def audit(
         update={"noise_multiplier": noise_for(epsilon, loaded.privacy.delta, [(1.0, steps)])}
     )
     chosen, channels = loaded.curriculum.stage[stage - 1], loaded.images.resolved_preset.channels
-    backbone = build_backbone(loaded.model.backbone, norm=loaded.model.norm, in_channels=channels)
+    backbone = build_backbone(_BACKBONE, norm=loaded.model.norm, in_channels=channels)
     task = build_task(chosen.task, backbone, chosen.options, loaded.model.norm)
     initialise(task.shared, generator(seed, "audit"))
     task.reset_local(generator(seed, "audit", "local"))

@@ -77,7 +77,9 @@ class Gate:
     def decide(self, request: Request, now: float) -> None:
         """Refuse what the policy does not allow (see `client.policy.decide`), at ``now`` seconds since 1970."""
         day = self.ledger.epochs_since(datetime.fromtimestamp(now, UTC) - _DAY)
-        decide(self.policy, request, epochs_today=day, has_budget=self.budget.epsilon is not None)
+        # What is not private would cost more than any budget, unless the site makes all that leaves private itself.
+        needs = (self.policy.require_dp or self.budget.epsilon is not None) and self.budget.local_noise is None
+        decide(self.policy, request, epochs_today=day, needs_privacy=needs)
 
     def visit(self, kind: str) -> Visit:
         """Begin with a message that asks to ``kind``: describe, train or evaluate."""

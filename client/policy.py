@@ -49,7 +49,7 @@ def check_hours(schedule: ScheduleOptions, now: datetime) -> None:
         raise Refusal(SiteError.OUTSIDE_HOURS)
 
 
-def decide(policy: PolicyOptions, request: Request, *, epochs_today: float, has_budget: bool = False) -> None:
+def decide(policy: PolicyOptions, request: Request, *, epochs_today: float, needs_privacy: bool | None = None) -> None:
     """Refuse a request that the site's policy does not allow.
 
     The whole configuration is looked at with every request: a site does not begin with a run that it would have to
@@ -59,12 +59,13 @@ def decide(policy: PolicyOptions, request: Request, *, epochs_today: float, has_
         policy: the ``[policy]`` table.
         request: any request.
         epochs_today: passes over the site's images in the 24 hours before, in all runs.
-        has_budget: whether the site has a privacy budget: what is not private would cost more than any.
+        needs_privacy: whether only what is trained with differential privacy is let in; default: as the policy says.
 
     Raises:
         Refusal: with the code of the first rule that the request breaks.
     """
     config, stages = request.config, request.config.curriculum.stage
+    needs_privacy = policy.require_dp if needs_privacy is None else needs_privacy
     if isinstance(request, RoundRequest) and request.stage >= len(stages):
         raise Refusal(SiteError.BAD_REQUEST)
     if not all(_allows(policy.tasks, stage.task) for stage in stages):
@@ -78,7 +79,7 @@ def decide(policy: PolicyOptions, request: Request, *, epochs_today: float, has_
         raise Refusal(SiteError.TOO_LARGE)
     if _exceeds(config.rounds, policy.max_rounds):
         raise Refusal(SiteError.TOO_MANY_ROUNDS)
-    if (policy.require_dp or has_budget) and config.privacy is None:
+    if needs_privacy and config.privacy is None:
         raise Refusal(SiteError.PRIVACY_REQUIRED)
     if isinstance(request, TrainRequest):
         epochs = epochs_today + stages[request.stage].local_epochs

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from aiseeme_models import __version__
 from aiseeme_models.images.rejection import RejectReason
-from aiseeme_models.privacy.accounting import epsilon
-from aiseeme_models.privacy.spending import Spend
 from aiseeme_models.seeding import derive_seed, generator
 from client.local_state import LocalState
+from client.protection import Protection
 from client.refusals import Refusal
 from client.site import Site
-from federation_configs.privacy_plan import planned, round_spend, told_patients
+from federation_configs.privacy_plan import told_patients
 from federation_configs.transfer import answer
 from federation_configs.wire import (
     PROTOCOL,
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from aiseeme_models.privacy.steps import PrivateSteps
     from client.workbench import Workbench
     from federation_configs.records import Floats
 
@@ -50,8 +47,7 @@ def describe(site: Site, request: DescribeRequest) -> DescribeReply:
     """Count what the site has for a federation, decoding what its cache lacks."""
     _same_protocol(request)
     config = request.config
-    if config.privacy is not None:
-        _affordable(site, request)
+    Protection(site, config).check_affordable(request.run)
     counts = {split: len(site.images(config.images, split, config.holdout)) for split in ("train", "validation")}
     if counts["train"] == 0:
         raise Refusal(SiteError.NO_IMAGES)
@@ -101,7 +97,8 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
     started = time.perf_counter()
     config, stage = request.config, request.config.curriculum.stage[request.stage]
     bench = _bench(site, request)
-    run_history = _charge(site, request) if config.privacy is not None else ()  # before an image is looked at
+    protection = Protection(site, config)
+    spent = protection.charge(request)  # before an image is looked at
     images = site.images(config.images, "train", config.holdout)
     if len(images) == 0:
         raise Refusal(SiteError.NO_IMAGES)
@@ -110,7 +107,7 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
 
     state = _state(site, request)
     kept = state.load_before(request.round)
-    private = None if config.privacy is None else _private_steps(site, request, kept)
+    private = protection.steps(request, float(kept[_BOUND]) if kept and _BOUND in kept else None)
     load_flat(bench.task, bench.layout, weights)
     bench.start_local(
         _below(_LOCAL, kept) if kept else None,
@@ -150,11 +147,12 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
         stage=request.stage,
         images=outcome.images,
         steps=outcome.steps,
-        loss=outcome.loss if private is None else None,
-        epsilon=None if config.privacy is None else epsilon(run_history, config.privacy.delta).value,
-        seconds=seconds if private is None else float(math.ceil(seconds)),
+        loss=outcome.loss if spent is None else None,
+        epsilon=spent,
+        seconds=seconds if spent is None else float(math.ceil(seconds)),
     )
-    return reply, answer(flatten(bench.task, bench.layout), weights, config.federation.transfer)
+    trained = protection.outgoing(flatten(bench.task, bench.layout), weights)
+    return reply, answer(trained, weights, config.federation.transfer)
 
 
 def evaluate(site: Site, request: EvaluateRequest, weights: NDArray[np.float32]) -> EvaluateReply:
@@ -169,7 +167,7 @@ def evaluate(site: Site, request: EvaluateRequest, weights: NDArray[np.float32])
 
     started = time.perf_counter()
     config, stage = request.config, request.config.curriculum.stage[request.stage]
-    if config.privacy is not None:  # an exact mean over patients: what the noise of the training was to hide
+    if Protection(site, config).is_any:  # it would be an exact mean over patients
         raise Refusal(SiteError.WITHHELD)
     bench = _bench(site, request)
     images = site.images(config.images, "validation", config.holdout)
@@ -199,47 +197,6 @@ def evaluate(site: Site, request: EvaluateRequest, weights: NDArray[np.float32])
         images=count,
         loss=loss,
         seconds=time.perf_counter() - started,
-    )
-
-
-def _affordable(site: Site, request: Request) -> None:
-    """Refuse a run that would exceed the budget before it begins, and one that has too few patients here."""
-    try:
-        plan = planned(request.config, site.training_patients(request.config.holdout))
-    except ValueError:
-        raise Refusal(SiteError.TOO_FEW_PATIENTS) from None
-    if site.budget is not None and site.budget.would_exceed(plan, run=request.run):
-        raise Refusal(SiteError.BUDGET_EXCEEDED)
-
-
-def _charge(site: Site, request: TrainRequest) -> Iterable[Spend]:
-    """Charge the round; all charges of the run. A simulation spends nobody's privacy: there each round counts once."""
-    config, patients = request.config, site.training_patients(request.config.holdout)
-    try:
-        spend = round_spend(config, request.stage, patients)
-        if site.budget is not None:
-            return site.budget.charge(spend, run=request.run, round=request.round, stage=request.stage)
-        return [one for _, one in planned(config, patients, rounds=request.round)]
-    except ValueError:
-        raise Refusal(SiteError.TOO_FEW_PATIENTS) from None
-
-
-def _private_steps(site: Site, request: TrainRequest, kept: dict[str, Tensor] | None) -> PrivateSteps:
-    from aiseeme_models.privacy.noise import SecretDraws, SeededDraws
-    from aiseeme_models.privacy.steps import PrivateSteps
-
-    config, patients = request.config, site.training_patients(request.config.holdout)
-    assert config.privacy is not None
-    # At a real site nobody can make the draws again, not even the site. A simulation's are those of its seed.
-    seed = derive_seed(config.seed, "private", site.name, request.round)
-    return PrivateSteps(
-        site.patients_of_images(config.images, "train", config.holdout),
-        patients,
-        config.curriculum.stage[request.stage].batch_size,
-        config.privacy,
-        SeededDraws(seed) if site.gate is None else SecretDraws(),
-        count=told_patients(patients),
-        bound=float(kept[_BOUND]) if kept and _BOUND in kept else None,
     )
 
 

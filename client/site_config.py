@@ -137,6 +137,16 @@ class BudgetOptions(Options):
         default=None, gt=0, le=1000, description="most that may be spent; then only private training is let in"
     )
     delta: float = Field(default=1e-5, gt=0, le=0.01, description="the delta at which it is counted")
+    local_noise: float | None = Field(
+        default=None, gt=0, le=1000, description="noise on every update that leaves, over local_clip"
+    )
+    local_clip: float | None = Field(default=None, gt=0, le=1e6, description="largest norm of such an update")
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.local_noise is None) != (self.local_clip is None):
+            raise ValueError("local_noise and local_clip belong together: set both, or none")
+        return self
 
 
 class MachineOptions(Options):

@@ -13,7 +13,7 @@ from aiseeme_models.images.presets import ImageOptions
 from aiseeme_models.images.splits import TEST_FRACTION, VALIDATION_FRACTION
 from aiseeme_models.options import Options, parse_options
 from aiseeme_models.pretext import pretext_tasks
-from aiseeme_models.privacy.options import PrivacyOptions
+from aiseeme_models.privacy.options import PrivacyOptions, SitePrivacyOptions
 from federation_configs.aggregation import aggregation_options
 from federation_configs.names import NAME as NAME
 from federation_configs.transfer import Transfer
@@ -125,9 +125,12 @@ class FederationConfig(Options):
     holdout: HoldOut = HoldOut()
     probe: ProbeOptions = ProbeOptions()
     privacy: PrivacyOptions | None = None
+    site_privacy: SitePrivacyOptions | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        if self.site_privacy is not None:
+            _check_site_private(self.federation.aggregation, self.model.norm)
         channels = self.images.resolved_preset.channels
         for index, stage in enumerate(self.curriculum.stage):
             where = f"curriculum.stage.{index} ({stage.task})"
@@ -151,6 +154,24 @@ class FederationConfig(Options):
     def rounds(self) -> int:
         """The largest number of rounds that the curriculum may take."""
         return sum(stage.rounds for stage in self.curriculum.stage)
+
+
+def _check_site_private(aggregation: str, norm: Norm) -> None:
+    """Refuse what ``[site_privacy]`` cannot be had with.
+
+    Raises:
+        InputError: with the reason, and what would do.
+    """
+    if aggregation not in ("fedavg", "fedprox"):
+        raise InputError(
+            f"[site_privacy] needs a mean, to which noise can be added: federation.aggregation = {aggregation!r} makes "
+            "something else of the updates; use 'fedavg' or 'fedprox'"
+        )
+    if norm not in PER_IMAGE_NORMS:
+        raise InputError(
+            f"[site_privacy] has no bound for the statistics of model.norm = {norm!r}: use "
+            f"{' or '.join(sorted(PER_IMAGE_NORMS))}"
+        )
 
 
 def _check_private(stage: Stage, norm: Norm) -> None:

@@ -66,6 +66,7 @@ class SiteError(IntEnum):
     BUDGET_BROKEN = 1029
     WITHHELD = 1030
     TOO_FEW_PATIENTS = 1031
+    LOCAL_NOISE = 1032
 
     @property
     def sentence(self) -> str:
@@ -104,6 +105,7 @@ _SENTENCES = {
     SiteError.BUDGET_BROKEN: "the site's privacy budget does not agree with its ledger, so the site does no work",
     SiteError.WITHHELD: "the site does not tell this under differential privacy",
     SiteError.TOO_FEW_PATIENTS: "the site has fewer patients than a step is to draw on average, or than 10",
+    SiteError.LOCAL_NOISE: "the site adds noise of its own, which batch statistics do not bear",
     SiteError.INTERNAL: "an internal error; the site's own log has the details",
 }
 
@@ -223,9 +225,9 @@ class TrainReply(RoundReply):
 
     Attributes:
         steps: optimiser steps.
-        loss: mean over the steps; None under ``[privacy]``, where it would tell of patients what the noise hides.
+        loss: mean over the steps; None where patients are protected, as it would tell of them what the noise hides.
         epsilon: what the run has cost the site's patients so far, this round included, at the delta of ``[privacy]``;
-            None without it.
+            without that table None, or what it has cost where the site adds noise of its own.
     """
 
     steps: Count

@@ -19,6 +19,7 @@ from server.results import Results, Seconds, SiteResult, StageResult
 from server.run_folder import CONFIG
 from server.run_state import RunState, StageState
 from server.signed_files import MODEL, write_signed
+from server.site_privacy import SitePrivacy
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -138,6 +139,10 @@ class FinalFiles:
                 overhead=state.rounds_s - state.training_s,
             ),
             phantom=self.phantom,
+            site_epsilon=None
+            if self.config.site_privacy is None
+            else SitePrivacy(self.config, secret=False).spent(state.round),
+            site_delta=None if self.config.site_privacy is None else self.config.site_privacy.delta,
             delta=None if self.config.privacy is None else self.config.privacy.delta,
         )
 

@@ -108,7 +108,8 @@ def check_training(
     if body.images != declared:
         return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.images} images; the site declared {declared}")
     private = asked.config.privacy is not None
-    if (body.loss is None) != private or (body.epsilon is None) == private:
+    # A site may protect its patients although nobody asked for it; then it tells no loss either.
+    if (body.loss is None) != (body.epsilon is not None) or (private and body.epsilon is None):
         return Refused(
             Missed.MALFORMED, "the reply was refused: it tells its loss or epsilon where the other was agreed"
         )

@@ -119,6 +119,8 @@ class Results(_Part):
     seconds: Seconds
     phantom: bool = False
     delta: float | None = None
+    site_epsilon: float | None = None
+    site_delta: float | None = None
 
     @property
     def epsilon(self) -> float | None:

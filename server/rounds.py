@@ -31,6 +31,7 @@ from server.replies import NO_ANSWER, Missed, Refused, check_evaluation, check_t
 from server.request_signing import RequestSigner, pack_for_sites
 from server.roster import Owners, Roster
 from server.run_state import RunState, SiteState, StageState, mean_over_sites
+from server.site_privacy import SitePrivacy
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -165,12 +166,14 @@ class RoundLoop:
         # Not what the sites have declared so far: one may describe itself while the round goes on, and the same replies
         # must give the same bits whatever the sites declared that did not answer.
         most = len(self.site_names) * self.config.federation.max_images_per_site
+        private = self._site_privacy()
         aggregation.start_round(vector, max_weight=most, scratch=self.folder / "scratch")
         counted: dict[str, TrainReply] = {}
         refused: dict[str, Refused] = {}
         transfer = self.config.federation.transfer
         beside = Enclosure(outgoing(vector, transfer))
-        restore = partial(restored, weights=vector, transfer=transfer, variances=model.layout.variance_slices)
+        whole = partial(restored, weights=vector, transfer=transfer, variances=model.layout.variance_slices)
+        restore = whole if private is None else lambda answered: private.clipped(whole(answered), vector)
         for attempt in range(self.config.federation.round_retries + 1):
             if attempt:
                 missing = [name for name in self.site_names if name not in counted]
@@ -190,6 +193,8 @@ class RoundLoop:
             else:
                 site.miss(number, refused.get(name, NO_ANSWER))
         vector = aggregation.finish_round()
+        if private is not None:
+            vector = private.noised(vector, len(counted), number)
         loss = mean_over_sites(
             (reply.loss, reply.images) for reply in counted.values() if reply.loss is not None
         )  # None where patients are protected
@@ -279,7 +284,8 @@ class RoundLoop:
         if isinstance(weights, Refused):
             return weights
         try:
-            aggregation.fold(restore(weights), reply.images)
+            # With [site_privacy] all sites count alike: a large weight would be more than one site's noise hides.
+            aggregation.fold(restore(weights), reply.images if self.config.site_privacy is None else 1)
         except UpdateRefused as error:
             return Refused(_REFUSED[error.code], f"the reply was refused: {error}")
         return reply
@@ -346,6 +352,11 @@ class RoundLoop:
             "round_in_stage": state.round_in_stage,
             "layout_sha256": model.layout.digest,
         }
+
+    def _site_privacy(self) -> SitePrivacy | None:
+        if self.config.site_privacy is None:
+            return None
+        return SitePrivacy(self.config, secret=self.signer is not None)
 
     def _aggregation(self, model: StageModel) -> Aggregation:
         federation = self.config.federation

@@ -51,6 +51,12 @@ def print_results(console: Console, results: Results, folder: Path) -> None:
             f"a patient's part in this run is hidden up to epsilon {results.epsilon:.2f} at delta {results.delta:g}",
             highlight=False,
         )
+    if results.site_epsilon is not None:
+        console.print(
+            f"a whole site's part is hidden from the others up to epsilon {results.site_epsilon:.2f} at delta"
+            f" {results.site_delta:g}",
+            highlight=False,
+        )
     for stage in results.stages:
         if stage.near_chance:
             console.print(

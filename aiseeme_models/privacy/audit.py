@@ -232,11 +232,12 @@ class _Pixels:
 def _patients(canaries: int, background: int, channels: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Whose each image is, ``(N,)``, canaries first, and the images ``(N, C, S, S)`` uint8.
 
-    A canary's images are one coarse random pattern with a little noise of their own; the background has one image each.
+    A canary's images are nine random colours in a grid, alike wherever a task cuts its patches, with a little noise of
+    their own; the background has one image each.
     """
     random = generator(seed, "canaries")
     count = canaries + background
-    coarse = torch.randint(0, 256, (count, channels, 6, 6), generator=random).float()
+    coarse = torch.randint(0, 256, (count, channels, 3, 3), generator=random).float()
     pattern = torch.nn.functional.interpolate(coarse, size=(size, size))
     times = torch.tensor([IMAGES_OF_A_CANARY] * canaries + [1] * background)
     pixels = pattern.repeat_interleave(times, dim=0)

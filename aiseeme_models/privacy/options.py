@@ -29,3 +29,16 @@ class PrivacyOptions(Options):
     adapt_rate: float = Field(0.2, gt=0, le=1, description="adaptive: how fast the bound follows")
     views: int = Field(1, ge=1, le=64, description="views of a patient's image, averaged before clipping")
     physical_batch: int = Field(32, ge=1, le=4096, description="patients that are computed at once: bounds the memory")
+
+
+class SitePrivacyOptions(Options):
+    """The ``[site_privacy]`` table: a whole site is hidden from the other sites and from whoever gets the model.
+
+    In every round each site's update is clipped to ``clip_norm``, all count alike, and the coordinator adds noise of
+    ``noise_multiplier * clip_norm`` over the number of sites that answered to their mean (McMahan et al. 2018, arXiv
+    1710.06963). The coordinator sees the updates as they are.
+    """
+
+    noise_multiplier: float = Field(gt=0, le=1000, description="standard deviation of the sum's noise over clip_norm")
+    clip_norm: float = Field(gt=0, le=1e6, description="largest norm of what a site changes in a round")
+    delta: float = Field(1e-5, gt=0, lt=0.1, description="the delta at which epsilon is told")
