@@ -14,11 +14,13 @@ import httpx
 
 from aiseeme_models import __version__
 from aiseeme_models.errors import InputError
+from client.charges import BudgetBroken
 from client.flower_adapter import probe_gateway
 from client.ledger import Ledger, LedgerBroken
 from client.membership import load_membership
 from client.node_files import NodeFiles
 from client.policy import CLOCK_TOLERANCE_S
+from client.privacy import PrivacyBudget
 from client.schedule import DAYS
 from federation_configs.bundle_file import BUNDLE_SHA256
 from federation_configs.machine_checks import Check, disk, library, memory, torch_works, writable
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from client.membership import SiteMembership
     from client.site_home import SiteHome
 
-_LIBRARIES = ("torch", "torchvision", "monai", "flwr", "pydicom", "imagecodecs", "nibabel", "safetensors")
+_LIBRARIES = ("torch", "torchvision", "monai", "flwr", "pydicom", "imagecodecs", "nibabel", "opacus", "safetensors")
 
 
 def look(home: SiteHome) -> Iterator[Check]:
@@ -47,6 +49,7 @@ def look(home: SiteHome) -> Iterator[Check]:
     yield from _images(home)
     yield _policy(home)
     yield _ledger(home)
+    yield _budget(home)
     try:
         membership = load_membership(home)
     except InputError as error:
@@ -94,6 +97,17 @@ def _ledger(home: SiteHome) -> Check:
         return Check(what="ledger", ok=False, says=str(error))
     broken = "; ".join(found.problems[:3])
     return Check(what="ledger", ok=not found.problems, says=broken or f"{found.entries:,} entries, unbroken")
+
+
+def _budget(home: SiteHome) -> Check:
+    limit = home.config.privacy.epsilon
+    try:
+        spent = PrivacyBudget(home.folder, Ledger.in_home(home.folder), home.config.privacy).spent()
+    except (BudgetBroken, LedgerBroken, OSError) as error:
+        return Check(what="privacy", ok=False, says=str(error))
+    steps = sum(one.steps for one in spent)
+    budget = "no budget" if limit is None else f"a budget of epsilon {limit:g}"
+    return Check(what="privacy", ok=True, says=f"{budget}, {steps:,} steps charged (`aiseeme-site budget` says more)")
 
 
 def _membership(membership: SiteMembership) -> Check:

@@ -113,6 +113,8 @@ class PrivacyBudget:
         Raises:
             BudgetBroken, LedgerBroken, OSError: as in `charge`.
         """
+        if not self.path.exists() and not self._ledger.path.exists():
+            return ()  # nothing is made by looking
         with self._ledger.locked():
             return merged(one.spend for one in self._agreed())
 
