@@ -71,6 +71,8 @@ def budget(
 
 
 def _told(own: PrivacyBudget, spent: tuple[Spend, ...]) -> dict[str, Any]:
+    from dataclasses import asdict
+
     from aiseeme_models.privacy.accounting import epsilon
 
     limit, delta = own.options.epsilon, own.options.delta
@@ -82,10 +84,7 @@ def _told(own: PrivacyBudget, spent: tuple[Spend, ...]) -> dict[str, Any]:
         "spent_rdp": total.rdp,
         "spent_prv": total.prv,
         "left": None if limit is None else max(0.0, limit - total.value),
-        "charges": [
-            {"noise_multiplier": one.noise_multiplier, "sample_rate": one.sample_rate, "steps": one.steps}
-            for one in spent
-        ],
+        "charges": [asdict(one) for one in spent],
     }
 
 
@@ -100,12 +99,7 @@ def _cost(
     if config.privacy is None:
         return {"name": config.name, "private": False, "allowed": own.options.epsilon is None}
     count = _patients(place, config) if patients is None else patients
-    try:
-        plan = [one for _, one in planned(config, count)]
-    except ValueError:
-        raise InputError(
-            f"{config.name}: {count} training patients are too few here: there must be 10, and as many as a batch"
-        ) from None
+    plan = [one for _, one in planned(config, count)]
     delta, limit = own.options.delta, own.options.epsilon
     after = epsilon([*spent, *plan], delta).value
     return {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,12 +74,7 @@ class PrivacyBudget:
             if self._exceeds(total):
                 raise Refusal(SiteError.BUDGET_EXCEEDED)
             told = {"delta": self.options.delta, "epsilon_rdp": total.rdp, "epsilon_prv": total.prv}
-            setting = {
-                "noise_multiplier": spend.noise_multiplier,
-                "sample_rate": spend.sample_rate,
-                "steps": spend.steps,
-            }
-            entry = self._ledger.append(SPENT, run=run, round=round, stage=stage, **setting, **told)
+            entry = self._ledger.append(SPENT, run=run, round=round, stage=stage, **asdict(spend), **told)
             self._write(entry.seq, entry.sha256, after)
         return merged([*(one.spend for one in charges if one.run == run), spend])
 
@@ -135,9 +131,8 @@ class PrivacyBudget:
             for noise, rate, steps in () if file is None else file.settings:
                 lost = steps - known.get((noise, rate), 0)
                 if lost > 0:
-                    self._ledger.append(
-                        SPENT, run=None, round=None, stage=None, noise_multiplier=noise, sample_rate=rate, steps=lost
-                    )
+                    made_good = asdict(Spend(noise, rate, lost))
+                    self._ledger.append(SPENT, run=None, round=None, stage=None, **made_good)
             charges = self._ledger.charges()
             history = merged(one.spend for one in charges)
             if charges:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from aiseeme_models.backbones.norm import PER_IMAGE_NORMS
+from aiseeme_models.errors import InputError
 from aiseeme_models.privacy.accounting import epsilon
 from aiseeme_models.privacy.spending import Spend
 from aiseeme_models.seeding import derive_seed
@@ -13,8 +15,6 @@ from federation_configs.privacy_plan import planned, round_spend, told_patients
 from federation_configs.wire import SiteError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -43,9 +43,13 @@ class Protection:
         options = None if site.budget is None else site.budget.options
         self._noise = None if options is None else options.local_noise
         self._clip = None if options is None else options.local_clip
-        self._delta = config.privacy.delta if config.privacy is not None else 1e-5 if options is None else options.delta
         if self._noise is not None and config.model.norm not in PER_IMAGE_NORMS:
             raise Refusal(SiteError.LOCAL_NOISE)
+
+    @cached_property
+    def patients(self) -> int:
+        """How many patients the site has for training."""
+        return self._site.training_patients(self._config.holdout)
 
     @property
     def is_any(self) -> bool:
@@ -76,13 +80,12 @@ class Protection:
         """
         if not self.is_any:
             return None
-        history: Iterable[Spend]
-        if self._site.budget is None:
-            history = [one for _, one in self._plan(request.round)]
-        else:
-            spend = self._round(request.stage)
-            history = self._site.budget.charge(spend, run=request.run, round=request.round, stage=request.stage)
-        return epsilon(history, self._delta).value
+        asked, budget = self._config.privacy, self._site.budget
+        if budget is None:
+            assert asked is not None  # a simulated site adds no noise of its own
+            return epsilon([one for _, one in self._plan(request.round)], asked.delta).value
+        charged = budget.charge(self._round(request.stage), run=request.run, round=request.round, stage=request.stage)
+        return epsilon(charged, budget.options.delta if asked is None else asked.delta).value
 
     def steps(self, request: TrainRequest, bound: float | None) -> PrivateSteps | None:
         """The steps of private training; None without ``[privacy]``.
@@ -99,14 +102,13 @@ class Protection:
 
         # At a real site nobody can make the draws again, not even the site. A simulation's are those of its seed.
         seed = derive_seed(config.seed, "private", site.name, request.round)
-        patients = site.training_patients(config.holdout)
         return PrivateSteps(
             site.patients_of_images(config.images, "train", config.holdout),
-            patients,
+            self.patients,
             config.curriculum.stage[request.stage].batch_size,
             config.privacy,
             SeededDraws(seed) if site.gate is None else SecretDraws(),
-            count=told_patients(patients),
+            count=told_patients(self.patients),
             bound=bound,
         )
 
@@ -124,8 +126,8 @@ class Protection:
             assert self._noise is not None
             return Spend(self._noise, 1.0, 1)  # everybody is in an update, and it leaves once
         try:
-            return round_spend(self._config, stage, self._site.training_patients(self._config.holdout))
-        except ValueError:
+            return round_spend(self._config, stage, self.patients)
+        except InputError:
             raise Refusal(SiteError.TOO_FEW_PATIENTS) from None
 
     def _plan(self, rounds: int | None = None) -> list[tuple[int, Spend]]:
@@ -134,6 +136,6 @@ class Protection:
             stages = enumerate(self._config.curriculum.stage)
             return [(index, Spend(self._noise, 1.0, stage.rounds)) for index, stage in stages]
         try:
-            return planned(self._config, self._site.training_patients(self._config.holdout), rounds=rounds)
-        except ValueError:
+            return planned(self._config, self.patients, rounds=rounds)
+        except InputError:
             raise Refusal(SiteError.TOO_FEW_PATIENTS) from None

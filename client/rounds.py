@@ -47,7 +47,8 @@ def describe(site: Site, request: DescribeRequest) -> DescribeReply:
     """Count what the site has for a federation, decoding what its cache lacks."""
     _same_protocol(request)
     config = request.config
-    Protection(site, config).check_affordable(request.run)
+    protection = Protection(site, config)
+    protection.check_affordable(request.run)
     counts = {split: len(site.images(config.images, split, config.holdout)) for split in ("train", "validation")}
     if counts["train"] == 0:
         raise Refusal(SiteError.NO_IMAGES)
@@ -56,14 +57,13 @@ def describe(site: Site, request: DescribeRequest) -> DescribeReply:
     if counts["validation"] < SMALLEST_COUNT:
         counts["validation"] = 0
     if config.privacy is not None:
-        told = told_patients(site.training_patients(config.holdout))
         return DescribeReply(
             protocol=PROTOCOL,
             site=site.name,
             version=__version__,
             rejected={},
             test=None,
-            train=told,
+            train=told_patients(protection.patients),
             validation=0,
         )
     rejected = {RejectReason(reason): small_count(count) for reason, count in site.rejected.items()}

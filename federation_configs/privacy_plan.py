@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aiseeme_models.errors import InputError
 from aiseeme_models.privacy.spending import Spend
 from federation_configs.schema import FederationConfig
 
@@ -18,14 +19,16 @@ def told_patients(patients: int) -> int:
 
 
 def round_spend(config: FederationConfig, stage: int, patients: int) -> Spend:
-    """The noisy steps of one round of a stage at a site with so many training patients.
+    """The noisy steps of one round of a stage at a site with so many training patients; only for ``[privacy]``.
 
     Raises:
-        ValueError: the configuration has no ``[privacy]``, or the patients are too few: fewer than 10, or than a batch.
+        InputError: they are too few: fewer than 10, or than a batch.
     """
     options = config.curriculum.stage[stage]
-    if config.privacy is None or patients < max(_TOLD_TO, options.batch_size):
-        raise ValueError(f"no private rounds of stage {stage} with {patients} patients")
+    assert config.privacy is not None
+    least = max(_TOLD_TO, options.batch_size)
+    if patients < least:
+        raise InputError(f"{patients} training patients are too few for stage {stage + 1}: there must be {least}")
     steps = options.steps(told_patients(patients))
     return Spend(config.privacy.noise_multiplier, options.batch_size / patients, steps)
 
@@ -34,7 +37,7 @@ def planned(config: FederationConfig, patients: int, *, rounds: int | None = Non
     """The stage and spend of a run's first ``rounds`` rounds, each played once; by default of all of them.
 
     Raises:
-        ValueError: as `round_spend`.
+        InputError: as `round_spend`.
     """
     left = config.rounds if rounds is None else rounds
     spends = []

@@ -48,10 +48,8 @@ def plan(
     for name, patients in _counts(sites).items():
         try:
             spends = [spend for _, spend in planned(loaded, patients)]
-        except ValueError:
-            raise InputError(
-                f"--sites: {name} has {patients} patients: there must be 10, and as many as the largest batch_size"
-            ) from None
+        except InputError as error:
+            raise InputError(f"--sites: {name}: {error}") from None
         rows.append(
             {
                 "site": name,

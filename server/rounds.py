@@ -166,7 +166,8 @@ class RoundLoop:
         # Not what the sites have declared so far: one may describe itself while the round goes on, and the same replies
         # must give the same bits whatever the sites declared that did not answer.
         most = len(self.site_names) * self.config.federation.max_images_per_site
-        private = self._site_privacy()
+        hidden = self.config.site_privacy is not None
+        private = SitePrivacy(self.config, secret=self.signer is not None) if hidden else None
         aggregation.start_round(vector, max_weight=most, scratch=self.folder / "scratch")
         counted: dict[str, TrainReply] = {}
         refused: dict[str, Refused] = {}
@@ -352,11 +353,6 @@ class RoundLoop:
             "round_in_stage": state.round_in_stage,
             "layout_sha256": model.layout.digest,
         }
-
-    def _site_privacy(self) -> SitePrivacy | None:
-        if self.config.site_privacy is None:
-            return None
-        return SitePrivacy(self.config, secret=self.signer is not None)
 
     def _aggregation(self, model: StageModel) -> Aggregation:
         federation = self.config.federation

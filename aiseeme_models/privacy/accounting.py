@@ -55,6 +55,8 @@ def epsilon(spends: Iterable[Spend], delta: float) -> Epsilon:
     Neighbours differ by one patient, who is in one data set and not in the other.
     """
     history = merged(spends)
+    if not history:
+        return Epsilon(0.0, 0.0)
     rdp = _rdp(history, delta)
     if rdp > _MOST_PRECISE or len(history) > _MOST_SETTINGS or any(spend.sample_rate == 1 for spend in history):
         return Epsilon(rdp, None)
@@ -64,8 +66,6 @@ def epsilon(spends: Iterable[Spend], delta: float) -> Epsilon:
 def _rdp(history: History, delta: float) -> float:
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
-    if not history:
-        return 0.0
     orders = _orders()
     spent = np.sum(
         [spend.steps * _rdp_of_a_step(spend.noise_multiplier, spend.sample_rate) for spend in history], axis=0
@@ -95,17 +95,11 @@ def _prv(history: History, delta: float) -> float | None:
     from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()
-    accountant.history = _entries(history)
-    if not history:
-        return 0.0
+    accountant.history = [(spend.noise_multiplier, spend.sample_rate, spend.steps) for spend in history]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the RDP accountant, which it asks for the size of its grid
         found = float(accountant.get_epsilon(delta=delta))
     return found if math.isfinite(found) else None
-
-
-def _entries(history: History) -> list[tuple[float, float, int]]:
-    return [(spend.noise_multiplier, spend.sample_rate, spend.steps) for spend in history]
 
 
 def noise_for(target: float, delta: float, plan: Iterable[tuple[float, int]], before: Iterable[Spend] = ()) -> float:

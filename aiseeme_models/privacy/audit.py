@@ -25,7 +25,7 @@ from aiseeme_models.privacy.options import PrivacyOptions
 from aiseeme_models.privacy.spending import Spend
 from aiseeme_models.privacy.steps import PrivateSteps
 from aiseeme_models.seeding import generator
-from aiseeme_models.training.loop import StepGradients, Views, train_round
+from aiseeme_models.training.loop import LossOf, StepGradients, Views, ViewsOf, train_round
 from aiseeme_models.training.options import TrainingOptions
 
 IMAGES_OF_A_CANARY = 8
@@ -75,7 +75,6 @@ def audit(
     seed: int = 0,
     draws: Draws | None = None,
     make_steps: Callable[..., StepGradients] = PrivateSteps,
-    on_step: Callable[[int, int, float], None] | None = None,
 ) -> AuditReport:
     """Train ``task`` on made-up images of which some are canaries, and try to tell which.
 
@@ -93,7 +92,6 @@ def audit(
         seed: of the made-up images and of the coins.
         draws: the noise; default: as at a site.
         make_steps: what is audited.
-        on_step: as in `training.loop.train_round`.
     """
     patients, pixels = _patients(canaries, background, channels, size, seed)
     present = torch.rand(canaries, generator=generator(seed, "coins")) < 0.5  # (m,)
@@ -112,7 +110,6 @@ def audit(
         stage_progress=(0.0, 1.0),
         device=torch.device("cpu"),
         gradients=attacker,
-        on_step=on_step,
     )
     tries = [one for scores in attacker.scores for one in _right_guesses(scores, present)]
     share = (1 - confidence) / len(tries)  # several tries: each may be wrong less often
@@ -183,13 +180,7 @@ class _Attacker:
     def batches(self, steps: int) -> Iterator[Tensor]:
         return self._steps.batches(steps)
 
-    def fill(
-        self,
-        task: PretextTask,
-        indices: Tensor,
-        views_of: Callable[[Tensor], Views],
-        loss_of: Callable[[Views], Tensor],
-    ) -> tuple[Tensor, Views]:
+    def fill(self, task: PretextTask, indices: Tensor, views_of: ViewsOf, loss_of: LossOf) -> tuple[Tensor, Views]:
         bound = getattr(self._steps, "bound", self._options.max_grad_norm)
         _, own = self._each()  # (M, P), of the weights that the step begins with
         own *= (1 / own.norm(dim=1, keepdim=True)).clamp(max=1 / bound)  # the clipped ones, over the bound

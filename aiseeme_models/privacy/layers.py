@@ -128,12 +128,6 @@ class _Products(PatientLayer):
     def _gradient(self, call: Call, g: Tensor) -> Tensor:
         """The ordinary gradient of the weight for an output's gradient ``g``."""
 
-    def _reduced(self, squares: Tensor, sums: Tensor, along: Tensor) -> Tensor:
-        """Squared norms ``(b, O)`` of filters' gradients: given those, their sums, their products with the filter."""
-        return squares
-
-    _projects = False
-
     def squared_norms(self) -> dict[str, Tensor]:
         """See `PatientLayer.squared_norms`."""
         found = {"weight": self._weight_norms()}
@@ -160,7 +154,6 @@ class _Products(PatientLayer):
 
     def _weight_norms(self) -> Tensor:
         gradients = [self._places(call.g) for call in self.calls]
-        outputs = [self._places(call.y) for call in self.calls] if self._projects else []
         first = self._inputs(self.calls[0], 0, 1)
         places, inputs, filters = sum(g.shape[1] for g in gradients), first.shape[2], gradients[0].shape[2]
         is_ghost = places * (inputs + filters) < inputs * filters
@@ -171,24 +164,14 @@ class _Products(PatientLayer):
             end = min(start + step, self.patients)
             a = torch.cat([self._inputs(call, start, end) for call in self.calls], dim=1)  # (b, T, D)
             g = torch.cat([one[start:end] for one in gradients], dim=1)  # (b, T, O)
-            y = torch.cat([one[start:end] for one in outputs], dim=1) if outputs else None
-            norms.append(self._chunk_norms(a, g, y, is_ghost=is_ghost))
+            norms.append(self._chunk_norms(a, g, start, is_ghost=is_ghost))
         return torch.cat(norms)
 
-    def _chunk_norms(self, a: Tensor, g: Tensor, y: Tensor | None, *, is_ghost: bool) -> Tensor:
-        """Squared norms ``(b,)`` of ``g^T a``, ``(b, O, D)``, written down or not."""
-        if not is_ghost:
-            squares = torch.bmm(g.transpose(1, 2), a)  # (b, O, D)
-            if y is None:
-                return squares.flatten(1).square().sum(1)
-            sums, squares = squares.sum(2), squares.square().sum(2)
-        elif y is None:
+    def _chunk_norms(self, a: Tensor, g: Tensor, first: int, *, is_ghost: bool) -> Tensor:
+        """Squared norms ``(b,)`` of ``g^T a``, ``(b, O, D)``, written down or not, of patients from ``first`` on."""
+        if is_ghost:
             return (torch.bmm(a, a.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))).flatten(1).sum(1)
-        else:
-            gram = torch.bmm(a, a.transpose(1, 2))  # (b, T, T)
-            squares = (torch.bmm(gram, g) * g).sum(1)  # (b, O)
-            sums = torch.bmm(a.sum(2).unsqueeze(1), g).squeeze(1)  # (b, O)
-        return self._reduced(squares, sums, (g * y).sum(1)).sum(1)
+        return torch.bmm(g.transpose(1, 2), a).flatten(1).square().sum(1)
 
 
 class PatientLinear(_Products):
@@ -265,7 +248,6 @@ class PatientStandardisedConv2d(PatientConv2d):
     """
 
     layer: StandardisedConv2d
-    _projects = True
 
     def __init__(self, layer: nn.Module, calls: Sequence[Call], patients: int) -> None:
         super().__init__(layer, calls, patients)
@@ -275,12 +257,21 @@ class PatientStandardisedConv2d(PatientConv2d):
         self._centred = filters - filters.mean(dim=1, keepdim=True)  # (O, D)
         self._squared = self._centred.square().sum(1)  # (O,)
         self._scale = torch.rsqrt(self._squared + 1e-6)  # (O,)
+        self._outputs = [self._places(call.y) for call in calls]
 
-    def _reduced(self, squares: Tensor, sums: Tensor, along: Tensor) -> Tensor:
+    def _chunk_norms(self, a: Tensor, g: Tensor, first: int, *, is_ghost: bool) -> Tensor:
+        """See `_Products._chunk_norms`."""
+        if is_ghost:
+            squares = (torch.bmm(torch.bmm(a, a.transpose(1, 2)), g) * g).sum(1)  # (b, O)
+            sums = torch.bmm(a.sum(2).unsqueeze(1), g).squeeze(1)  # (b, O)
+        else:
+            written = torch.bmm(g.transpose(1, 2), a)  # (b, O, D)
+            squares, sums = written.square().sum(2), written.sum(2)
+        y = torch.cat([one[first : first + len(g)] for one in self._outputs], dim=1)  # (b, T, O)
         inputs, s2 = self._centred.shape[1], self._scale.square()
-        product = along / self._scale  # <c, G>
+        product = (g * y).sum(1) / self._scale  # <c, G>
         rest = squares - sums.square() / inputs - (2 * s2 - s2.square() * self._squared) * product.square()
-        return s2 * rest.clamp(min=0)
+        return (s2 * rest.clamp(min=0)).sum(1)
 
     def _through_parametrisation(self, gradient: Tensor) -> Tensor:
         flat, scale = gradient.flatten(1), self._scale.unsqueeze(1)

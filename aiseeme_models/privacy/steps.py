@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -14,7 +14,7 @@ from aiseeme_models.pretext.base import PretextTask
 from aiseeme_models.privacy.noise import Draws
 from aiseeme_models.privacy.options import PrivacyOptions
 from aiseeme_models.privacy.patient_gradients import PatientGradients
-from aiseeme_models.training.loop import Views
+from aiseeme_models.training.loop import LossOf, Views, ViewsOf
 
 
 class PrivateSteps:
@@ -81,13 +81,7 @@ class PrivateSteps:
                 dtype=torch.int64,
             )
 
-    def fill(
-        self,
-        task: PretextTask,
-        indices: Tensor,
-        views_of: Callable[[Tensor], Views],
-        loss_of: Callable[[Views], Tensor],
-    ) -> tuple[Tensor, Views]:
+    def fill(self, task: PretextTask, indices: Tensor, views_of: ViewsOf, loss_of: LossOf) -> tuple[Tensor, Views]:
         """The noisy mean of clipped gradients; see `training.loop.StepGradients.fill`."""
         if self._engine is None:
             self._engine = PatientGradients(task.shared)

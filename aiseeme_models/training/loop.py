@@ -24,6 +24,8 @@ from aiseeme_models.training.schedules import learning_rate_factor
 _STEPS_BETWEEN_LOOKS = 20  # reading a loss from a GPU makes it wait
 
 Views = tuple[Tensor, ...]
+ViewsOf = Callable[[Tensor], Views]
+LossOf = Callable[[Views], Tensor]
 
 
 class Images(Protocol):
@@ -70,13 +72,7 @@ class StepGradients(Protocol):
         """Indices of the images of each of ``steps`` steps, ``(B,)`` int64."""
         ...
 
-    def fill(
-        self,
-        task: PretextTask,
-        indices: Tensor,
-        views_of: Callable[[Tensor], Views],
-        loss_of: Callable[[Views], Tensor],
-    ) -> tuple[Tensor, Views]:
+    def fill(self, task: PretextTask, indices: Tensor, views_of: ViewsOf, loss_of: LossOf) -> tuple[Tensor, Views]:
         """Fill ``.grad`` of the task's shared parameters.
 
         Args:
@@ -245,13 +241,7 @@ class _Ordinary:
             for first in range(0, self.count - self._batch_size + 1, self._batch_size):
                 yield order[first : first + self._batch_size]
 
-    def fill(
-        self,
-        task: PretextTask,
-        indices: Tensor,
-        views_of: Callable[[Tensor], Views],
-        loss_of: Callable[[Views], Tensor],
-    ) -> tuple[Tensor, Views]:
+    def fill(self, task: PretextTask, indices: Tensor, views_of: ViewsOf, loss_of: LossOf) -> tuple[Tensor, Views]:
         """See `StepGradients.fill`."""
         views = views_of(indices)
         loss = loss_of(views)
