@@ -28,6 +28,7 @@ from federation_configs.wire import (
     TrainReply,
     TrainRequest,
     small_count,
+    told_loss,
 )
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
     load_flat(bench.task, bench.layout, weights)
     bench.start_local(
         _below(_LOCAL, kept) if kept else None,
+        len(images),
         generator(config.seed, "local", site.name, request.stage),
     )
     report = site.on_step
@@ -147,7 +149,7 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
         stage=request.stage,
         images=outcome.images,
         steps=outcome.steps,
-        loss=outcome.loss if spent is None else None,
+        loss=told_loss(outcome.loss) if spent is None else None,
         epsilon=spent,
         seconds=seconds if spent is None else float(math.ceil(seconds)),
     )
@@ -175,6 +177,7 @@ def evaluate(site: Site, request: EvaluateRequest, weights: NDArray[np.float32])
     load_flat(bench.task, bench.layout, weights)
     bench.start_local(
         _below(_LOCAL, kept) if kept else None,
+        len(site.images(config.images, "train", config.holdout)),
         generator(config.seed, "local", site.name, request.stage),
     )
     try:
@@ -195,7 +198,7 @@ def evaluate(site: Site, request: EvaluateRequest, weights: NDArray[np.float32])
         round=request.round,
         stage=request.stage,
         images=count,
-        loss=loss,
+        loss=told_loss(loss),
         seconds=time.perf_counter() - started,
     )
 

@@ -35,11 +35,13 @@ class Workbench:
     augmentation: BatchAugmentation
     fresh_local: dict[str, Tensor]
 
-    def start_local(self, kept: dict[str, Tensor] | None, generator: torch.Generator) -> None:
-        """Restore the site's local state, or give it its first values."""
-        load_local(self.task, self.layout, self.fresh_local if kept is None else kept)
-        if kept is None:
-            self.task.reset_local(generator)
+    def start_local(self, kept: dict[str, Tensor] | None, images: int, generator: torch.Generator) -> None:
+        """Restore the local state of a site with so many training images, or give it its first values."""
+        self.task.make_room(images)
+        load_local(self.task, self.layout, self.fresh_local)
+        self.task.reset_local(generator)
+        if kept is not None:
+            load_local(self.task, self.layout, kept)
 
 
 _resident: list[Workbench] = []

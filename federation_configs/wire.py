@@ -29,7 +29,9 @@ FEW: Literal["<5"] = "<5"
 SmallCount = Annotated[int, Field(ge=SMALLEST_COUNT, le=2**31)] | Literal["<5"]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 # Every pretext loss here is bounded below by 0; a larger one than this is no training.
-Loss = Annotated[float, Field(ge=0, le=1e6)]
+LARGEST_LOSS = 1000.0
+LOSS_DIGITS = 4
+Loss = Annotated[float, Field(ge=0, le=LARGEST_LOSS)]
 
 
 class SiteError(IntEnum):
@@ -113,6 +115,14 @@ _SENTENCES = {
 def small_count(count: int) -> int | Literal["<5"]:
     """``count`` as it may leave a site: under 5 it is ``"<5"``."""
     return count if count >= SMALLEST_COUNT else FEW
+
+
+def told_loss(loss: float) -> float:
+    """``loss`` as it may leave a site: `LOSS_DIGITS` significant digits, and at most `LARGEST_LOSS`.
+
+    An exact mean of losses can be searched for one image; what is left steers a curriculum as well.
+    """
+    return float(f"{min(max(loss, 0.0), LARGEST_LOSS):.{LOSS_DIGITS}g}")
 
 
 def error_reason(code: SiteError, nonce: str | None) -> str:
@@ -225,7 +235,8 @@ class TrainReply(RoundReply):
 
     Attributes:
         steps: optimiser steps.
-        loss: mean over the steps; None where patients are protected, as it would tell of them what the noise hides.
+        loss: mean over the steps, as `told_loss` rounds it; None where patients are protected, as it would tell of
+            them what the noise hides.
         epsilon: what the run has cost the site's patients so far, this round included, at the delta of ``[privacy]``;
             without that table None, or what it has cost where the site adds noise of its own.
     """
@@ -236,6 +247,6 @@ class TrainReply(RoundReply):
 
 
 class EvaluateReply(RoundReply):
-    """The held-out pretext loss on ``images`` validation images."""
+    """The held-out pretext loss on ``images`` validation images, as `told_loss` rounds it."""
 
     loss: Loss

@@ -6,9 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
+from aiseeme_models.errors import InputError
 from aiseeme_models.options import Options, parse_options
 from aiseeme_models.pretext import pretext_tasks
 from aiseeme_models.training.options import TrainingOptions
+
+_DEFAULT_BATCH = TrainingOptions.model_fields["batch_size"].default
 
 
 class Stage(TrainingOptions):
@@ -17,6 +20,8 @@ class Stage(TrainingOptions):
     Attributes:
         task: the pretext task's registered name.
         rounds: federated rounds, at most if ``stop`` is ``"plateau"``.
+        lr: also ``"paper"``: optimiser and weight decay of the task's `Recipe` (unless they are given), and its
+            learning rate in proportion to ``batch_size``.
         stop: ``"rounds"`` plays them all; ``"plateau"`` ends when the held-out pretext loss has not improved by
             ``min_improvement`` (relative) for ``patience`` rounds.
         options: the task's own options.
@@ -37,4 +42,24 @@ class Stage(TrainingOptions):
             kind = pretext_tasks[name].options_type
             if isinstance(given, dict):
                 data = {**data, "options": parse_options(kind, given, where="options", owner=name)}
+            if data.get("lr") == "paper":
+                data = _by_the_paper(name, data)
         return data
+
+
+def _by_the_paper(task: str, data: dict[str, Any]) -> dict[str, Any]:
+    """A stage's table with the figures of the task's recipe in it.
+
+    Raises:
+        InputError: another optimiser than the paper's, for which its learning rate says nothing.
+    """
+    recipe = pretext_tasks[task].recipe
+    optimizer, batch_size = data.get("optimizer", recipe.optimizer), data.get("batch_size", _DEFAULT_BATCH)
+    if optimizer != recipe.optimizer:
+        raise InputError(
+            f"lr = 'paper' is for {task}'s own optimizer, {recipe.optimizer}: leave optimizer out, or give lr a number"
+        )
+    if not isinstance(batch_size, int):
+        return data  # refused in its own words
+    lr = recipe.scaled_lr(batch_size)
+    return {"weight_decay": recipe.weight_decay, **data, "optimizer": optimizer, "lr": lr}

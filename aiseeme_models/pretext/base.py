@@ -7,6 +7,7 @@ A task file reads like the method section of its paper. The training loop is els
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
 
 import torch
@@ -22,6 +23,27 @@ Family = Literal["geometric", "generative", "clustering", "instance", "non-contr
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a method was trained by those who published it: what ``lr = "paper"`` asks for.
+
+    Attributes:
+        optimizer: its registered name.
+        lr: learning rate for batches of ``batch`` images.
+        batch: images a step.
+        weight_decay: weight decay.
+    """
+
+    optimizer: str
+    lr: float
+    batch: int
+    weight_decay: float
+
+    def scaled_lr(self, batch_size: int) -> float:
+        """The learning rate in proportion to the batch (Goyal et al. 2017, arXiv 1706.02677)."""
+        return self.lr * batch_size / self.batch
+
+
 class PretextTask(nn.Module, ABC):
     """A pretext task on a backbone.
 
@@ -31,15 +53,19 @@ class PretextTask(nn.Module, ABC):
         local: everything that stays at the site (queues, memory banks, momentum encoders).
         family: the kind of task, as SB-SSL groups them.
         paper: where the method comes from.
+        recipe: how the paper, or the framework named beside it, trained it.
         options_type: the task's typed options.
         rederived: names of the children of ``local`` that `begin_round` makes anew from ``shared``, so that a site
             need not keep them between rounds.
+        per_image: names of the buffers of ``local`` with one row for every training image of the site (memory banks).
     """
 
     family: ClassVar[Family]
     paper: ClassVar[str]
+    recipe: ClassVar[Recipe]
     options_type: ClassVar[type[Options]] = Options
     rederived: ClassVar[tuple[str, ...]] = ()
+    per_image: ClassVar[tuple[str, ...]] = ()
 
     shared: nn.ModuleDict
     local: nn.Module
@@ -87,6 +113,20 @@ class PretextTask(nn.Module, ABC):
         """The fewest images of a training batch: batch statistics need two."""
         return 2 if any(isinstance(layer, _BatchNorm) for layer in self.shared.modules()) else 1
 
+    def make_room(self, images: int) -> None:
+        """Give the buffers of `per_image` a row for each of a site's ``images`` training images."""
+        for name in self.per_image:
+            bank = self.local.get_buffer(name)
+            if len(bank) != images:
+                setattr(self.local, name, bank.new_zeros((images, *bank.shape[1:])))
+
+    def look_at(self, indices: Tensor | None) -> None:
+        """Called before `views`: whose images come next.
+
+        Args:
+            indices: ``(B,)`` int64, their rows among the site's training images; None for images held out from them.
+        """
+
     @abstractmethod
     def views(self, images: Tensor, augmentation: BatchAugmentation, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Network inputs made of a batch, and constant targets.
@@ -109,7 +149,8 @@ class PretextTask(nn.Module, ABC):
         by image, as in `views`.
 
         Changes no state (but the running statistics of batch norm in training mode): a held-out batch may be
-        evaluated at any time.
+        evaluated at any time. What `after_step` needs of a step's outputs may be remembered, detached, outside the
+        state.
         """
 
     @abstractmethod

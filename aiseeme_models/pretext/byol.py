@@ -17,7 +17,7 @@ from aiseeme_models.backbones import PER_IMAGE_NORMS, Backbone, Norm
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
-from aiseeme_models.pretext.base import PretextTask, options_of, pretext_tasks
+from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
 from aiseeme_models.pretext.heads import mlp
 from aiseeme_models.pretext.momentum import MomentumNetwork
 
@@ -41,6 +41,7 @@ class BYOL(PretextTask):
 
     family = "non-contrastive"
     paper = "Grill et al. 2020, arXiv 2006.07733"
+    recipe = Recipe("lars", 0.2, 256, 1.5e-6)
     options_type = BYOLOptions
     rederived = ("target",)
 

@@ -15,7 +15,7 @@ from aiseeme_models.backbones import Backbone, Norm
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
-from aiseeme_models.pretext.base import PretextTask, options_of, pretext_tasks
+from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
 from aiseeme_models.pretext.heads import mlp
 from aiseeme_models.pretext.momentum import MomentumNetwork
 
@@ -67,6 +67,7 @@ class MoCo(PretextTask):
 
     family = "instance"
     paper = "Chen et al. 2020, arXiv 2003.04297"
+    recipe = Recipe("sgd", 0.03, 256, 1e-4)
     options_type = MoCoOptions
     rederived = ("key_encoder",)
 

@@ -18,7 +18,7 @@ from aiseeme_models.backbones import PER_IMAGE_NORMS, Backbone, Norm
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
-from aiseeme_models.pretext.base import PretextTask, options_of, pretext_tasks
+from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
 from aiseeme_models.pretext.heads import mlp
 
 _GRID = 3
@@ -39,6 +39,7 @@ class RelativeLocation(PretextTask):
 
     family = "geometric"
     paper = "Doersch et al. 2015, arXiv 1505.05192"
+    recipe = Recipe("sgd", 0.2, 512, 1e-4)  # OpenSelfSup
     options_type = RelativeLocationOptions
 
     @classmethod

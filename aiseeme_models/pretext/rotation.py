@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from aiseeme_models.backbones import PER_IMAGE_NORMS, Backbone, Norm
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
-from aiseeme_models.pretext.base import PretextTask, options_of, pretext_tasks
+from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
 
 _TURNS = 4
 
@@ -30,6 +30,7 @@ class Rotation(PretextTask):
 
     family = "geometric"
     paper = "Gidaris et al. 2018, arXiv 1803.07728"
+    recipe = Recipe("sgd", 0.2, 128, 1e-4)  # OpenSelfSup
     options_type = RotationOptions
 
     @classmethod

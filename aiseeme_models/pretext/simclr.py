@@ -16,7 +16,7 @@ from aiseeme_models.backbones import Backbone, Norm
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
-from aiseeme_models.pretext.base import PretextTask, options_of, pretext_tasks
+from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
 from aiseeme_models.pretext.heads import mlp
 
 
@@ -52,6 +52,7 @@ class SimCLR(PretextTask):
 
     family = "instance"
     paper = "Chen et al. 2020, arXiv 2002.05709"
+    recipe = Recipe("lars", 0.3, 256, 1e-6)
     options_type = SimCLROptions
 
     options: SimCLROptions

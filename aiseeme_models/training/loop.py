@@ -149,6 +149,7 @@ def train_round(
     losses: list[Tensor] = []
 
     def views_of(indices: Tensor) -> Views:
+        task.look_at(indices)
         with _autocast(options, device):
             return task.views(_to(images.batch(indices), device), augmentation, views_generator)
 
@@ -213,6 +214,7 @@ def heldout_loss(
     try:
         views_generator, loss_generator = generator(seed, "views"), generator(seed, "loss")
         losses = []
+        task.look_at(None)
         for first in range(0, count - batch_size + 1, batch_size):
             indices = torch.arange(first, first + batch_size)
             with _autocast(options, device):

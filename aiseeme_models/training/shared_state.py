@@ -128,14 +128,19 @@ def local_tensors(task: PretextTask, layout: SharedLayout) -> dict[str, Tensor]:
 def load_local(task: PretextTask, layout: SharedLayout, tensors: Mapping[str, Tensor]) -> None:
     """Put `local_tensors` back, and re-derive what depends on them.
 
+    A memory bank of another number of images is left as it is: images came or went.
+
     Raises:
         InputError: the tensors are not those of this task.
     """
     own = _local(task, layout)
-    if own.keys() != tensors.keys() or any(own[name].shape != tensors[name].shape for name in own):
+    banks = {f"local.{name}" for name in task.per_image}
+    fits = {name: name in tensors and own[name].shape == tensors[name].shape for name in own}
+    if own.keys() != tensors.keys() or not all(fits[name] for name in own.keys() - banks):
         raise InputError("the state kept at this site does not fit the task: it is of another stage or version")
     for name, tensor in own.items():
-        tensor.copy_(tensors[name])
+        if fits[name]:
+            tensor.copy_(tensors[name])
     task.begin_round()
 
 

@@ -8,6 +8,7 @@ import tomllib
 import pytest
 
 from aiseeme_models.errors import InputError
+from aiseeme_models.pretext import pretext_tasks
 from federation_configs.aggregation import aggregation_options
 from federation_configs.loading import check_config, config_sha256, load_config, ready_made, to_toml
 from server.aggregation import aggregations
@@ -161,3 +162,20 @@ def test_every_aggregation_has_its_options_in_the_schema():
     assert {name: aggregations[name].options_type for name in aggregations} == {
         name: aggregation_options[name] for name in aggregation_options
     }
+
+
+def test_a_rate_by_the_paper_is_its_own_in_proportion_to_the_batch():
+    stage = check_config(changed("curriculum.stage", [{"task": "simclr", "rounds": 2, "lr": "paper"}]), "x").curriculum
+    assert (stage.stage[0].optimizer, stage.stage[0].lr, stage.stage[0].weight_decay) == ("lars", 0.3 * 64 / 256, 1e-6)
+    for task in pretext_tasks:
+        table = {"task": task, "rounds": 2, "lr": "paper", "batch_size": 128}
+        recipe = pretext_tasks[task].recipe
+        config = changed("curriculum.stage", [table]) | {"model": {"backbone": "resnet-small", "norm": "batch"}}
+        lr = check_config(config, "x").curriculum.stage[0].lr
+        assert lr == pytest.approx(recipe.lr * 128 / recipe.batch)
+
+
+def test_a_rate_by_the_paper_says_nothing_for_another_optimizer():
+    table = {"task": "simclr", "rounds": 2, "lr": "paper", "optimizer": "adamw"}
+    with pytest.raises(InputError, match="simclr's own optimizer, lars"):
+        check_config(changed("curriculum.stage", [table]), "x")

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 
 from aiseeme_models.errors import RunFailed
 from federation_configs.records import pack, unpack_body, unpack_weights
-from federation_configs.wire import DescribeReply, TrainReply, TrainRequest
+from federation_configs.wire import DescribeReply, TrainReply, TrainRequest, told_loss
 from server.global_model import start_of_stage
 from server.observer import Silent
 from tests.conftest import tiny_config
@@ -456,3 +456,25 @@ def test_a_file_that_has_gone_since_the_scan_costs_one_image(federation, tmp_pat
     state, _ = played.play()
     assert state.sites["beta"].answered == 4
     assert state.sites["beta"].images == len(whole.rows_of("train", played.config.holdout)) - 1
+
+
+def test_losses_leave_a_site_rounded(federation):
+    told = []
+
+    def keep(message, reply):
+        told.append(json.loads(reply.content["body"]["json"]).get("loss"))
+        return reply
+
+    played = federation()
+    played.alter = {"beta": keep}
+    played.play()
+    losses = [loss for loss in told if loss is not None]
+    assert losses
+    assert all(loss == float(f"{loss:.4g}") for loss in losses)
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"), [(2.0794415, 2.079), (0.000123456, 0.0001235), (12345.6, 1000.0), (-1e-9, 0.0), (0.0, 0.0)]
+)
+def test_what_a_loss_is_when_it_leaves(loss, told):
+    assert told_loss(loss) == told

@@ -73,6 +73,7 @@ def tiny_task() -> Callable[..., PretextTask]:
             encoder = build_backbone(backbone, norm=norm, in_channels=3)
         task = build_task(name, encoder, pretext_tasks[name].options_type(**options), norm)
         initialise(task.shared, generator(seed, "weights"))
+        task.make_room(64)
         task.reset_local(generator(seed, "local"))
         task.begin_round()
         return task

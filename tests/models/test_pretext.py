@@ -16,15 +16,15 @@ from aiseeme_models.pretext.simclr import SimCLR, SimCLROptions
 from aiseeme_models.seeding import generator
 from aiseeme_models.training.loop import heldout_loss, train_round
 from aiseeme_models.training.options import TrainingOptions
+from tests.models.small_tasks import SMALL
 
 CPU = torch.device("cpu")
-TASKS = ["rotation", "relative-location", "simclr", "moco", "byol"]
+TASKS = list(pretext_tasks)
 NORMS = ["group", "group-ws", "batch", "batch-local"]
-SMALL = {"moco": {"queue": 16}}
 
 
 def test_the_tasks_are_registered():
-    assert sorted(TASKS) == list(pretext_tasks)
+    assert {"rotation", "relative-location", "simclr", "moco", "byol"} <= set(pretext_tasks)
 
 
 def coupling(task, images, augmentation) -> float:

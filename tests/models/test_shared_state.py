@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from aiseeme_models.errors import InputError
+from aiseeme_models.pretext import pretext_tasks
 from aiseeme_models.training.shared_state import (
     flatten,
     layout_of,
@@ -15,7 +16,7 @@ from aiseeme_models.training.shared_state import (
     local_tensors,
 )
 
-TASKS = ["rotation", "relative-location", "simclr", "moco", "byol"]
+TASKS = list(pretext_tasks)
 NORMS = ["group", "group-ws", "batch", "batch-local"]
 
 

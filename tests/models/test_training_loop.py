@@ -11,14 +11,15 @@ import safetensors.torch
 import torch
 
 from aiseeme_models.errors import InputError
+from aiseeme_models.pretext import pretext_tasks
 from aiseeme_models.seeding import generator
 from aiseeme_models.training.loop import NonFiniteLoss, heldout_loss, train_round
 from aiseeme_models.training.options import TrainingOptions
 from aiseeme_models.training.shared_state import flatten, layout_of, load_flat, load_local, local_tensors
+from tests.models.small_tasks import SMALL
 
 CPU = torch.device("cpu")
-TASKS = ["rotation", "relative-location", "simclr", "moco", "byol"]
-SMALL = {"moco": {"queue": 16}}
+TASKS = list(pretext_tasks)
 
 
 @pytest.fixture
