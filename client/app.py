@@ -20,6 +20,8 @@ from federation_configs.wire import (
     Request,
     RoundRequest,
     SiteError,
+    TeachReply,
+    TeachRequest,
     TrainReply,
     TrainRequest,
 )
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from client.gate import Visit
     from federation_configs.records import Floats
 
-    Answer = tuple[DescribeReply | TrainReply | EvaluateReply, Floats | None]
+    Answer = tuple[DescribeReply | TeachReply | TrainReply | EvaluateReply, Floats | None]
 
 Asked = TypeVar("Asked", bound=Request)
 
@@ -50,6 +52,9 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
 
     def weights_in(site: Site, request: RoundRequest, content: RecordDict) -> NDArray[np.float32]:
         return unpack_weights(content, rounds.expected_size(site, request), request.config.federation.transfer)
+
+    def teach(site: Site, request: TeachRequest, content: RecordDict) -> Answer:
+        return rounds.teach(site, request, weights_in(site, request, content)), None
 
     def train(site: Site, request: TrainRequest, content: RecordDict) -> Answer:
         return rounds.train(site, request, weights_in(site, request, content))
@@ -88,6 +93,7 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
         return answer
 
     app.query("describe")(guarded("describe", DescribeRequest, describe))
+    app.query("teach")(guarded("teach", TeachRequest, teach))
     app.train()(guarded("train", TrainRequest, train))
     app.evaluate()(guarded("evaluate", EvaluateRequest, evaluate))
     return app

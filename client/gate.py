@@ -23,6 +23,8 @@ from federation_configs.wire import (
     Request,
     RoundRequest,
     SiteError,
+    TeachReply,
+    TeachRequest,
     TrainReply,
     TrainRequest,
     request_purpose,
@@ -82,7 +84,7 @@ class Gate:
         decide(self.policy, request, epochs_today=day, needs_privacy=needs)
 
     def visit(self, kind: str) -> Visit:
-        """Begin with a message that asks to ``kind``: describe, train or evaluate."""
+        """Begin with a message that asks to ``kind``: describe, teach, train or evaluate."""
         return Visit(self, kind)
 
     def signer(self, kind: str, signature: str | None, digest: bytes) -> str | None:
@@ -150,6 +152,8 @@ class Visit:
         fields: dict[str, Any] = {"images": training}
         if isinstance(request, DescribeRequest):
             fields["images"] = len(site.rows)
+        elif isinstance(request, TeachRequest):
+            fields["images"] = 0
         elif isinstance(request, TrainRequest):
             fields["epochs"] = request.config.curriculum.stage[request.stage].local_epochs
         else:
@@ -161,7 +165,7 @@ class Visit:
             self._enter("started", **fields)
         self._begun = True
 
-    def answered(self, reply: DescribeReply | TrainReply | EvaluateReply, content: RecordDict) -> None:
+    def answered(self, reply: DescribeReply | TeachReply | TrainReply | EvaluateReply, content: RecordDict) -> None:
         """Enter what is about to leave.
 
         Args:
@@ -172,7 +176,7 @@ class Visit:
             Refusal: images turned out to be unusable, and those that are left are too few.
             OSError: the ledger cannot be written: then the answer must not leave.
         """
-        if not isinstance(reply, EvaluateReply):
+        if isinstance(reply, (DescribeReply, TrainReply)):
             check_images(self._gate.policy, reply.train if isinstance(reply, DescribeReply) else reply.images)
         length, digest = left_with(content)
         fields: dict[str, Any]

@@ -13,6 +13,7 @@ from client.local_state import LocalState
 from client.protection import Protection
 from client.refusals import Refusal
 from client.site import Site
+from client.teacher import keep_teacher, kept_teacher, teaching
 from federation_configs.privacy_plan import told_patients
 from federation_configs.transfer import answer
 from federation_configs.wire import (
@@ -25,6 +26,8 @@ from federation_configs.wire import (
     Request,
     RoundRequest,
     SiteError,
+    TeachReply,
+    TeachRequest,
     TrainReply,
     TrainRequest,
     small_count,
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 _OPTIMIZER = "optimizer/"
 _LOCAL = "local/"
 _BOUND = "privacy/bound"
+_PREVIOUS = "distill/previous"
 
 
 def describe(site: Site, request: DescribeRequest) -> DescribeReply:
@@ -80,18 +84,33 @@ def describe(site: Site, request: DescribeRequest) -> DescribeReply:
 
 
 def expected_size(site: Site, request: RoundRequest) -> int:
-    """How many floats the weights beside a request must have.
+    """How many floats the weights beside a request must have: a teacher is a backbone without a head.
 
     Raises:
         Refusal: the request names a stage that is not there, or weights laid out otherwise than here.
     """
-    return _bench(site, request).layout.size
+    layout = _bench(site, request).layout
+    return layout.backbone_size if isinstance(request, TeachRequest) else layout.size
+
+
+def teach(site: Site, request: TeachRequest, backbone: NDArray[np.float32]) -> TeachReply:
+    """Keep the ``backbone`` ``(layout.backbone_size,)`` that the stage will distil from. No image is looked at."""
+    started = time.perf_counter()
+    keep_teacher(_state(site, request), backbone)
+    return TeachReply(
+        site=site.name,
+        round=request.round,
+        stage=request.stage,
+        images=0,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tuple[TrainReply, Floats]:
     """Train one round from the global ``weights`` ``(P,)`` and give back the site's own, as they are to travel."""
     import torch
 
+    from aiseeme_models.distillation import distillations
     from aiseeme_models.training.loop import NonFiniteLoss, train_round
     from aiseeme_models.training.shared_state import flatten, load_flat, local_tensors
 
@@ -99,6 +118,10 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
     config, stage = request.config, request.config.curriculum.stage[request.stage]
     bench = _bench(site, request)
     protection = Protection(site, config)
+    state = _state(site, request)
+    distilled_from = _teacher(
+        request, state, weights[: bench.layout.backbone_size]
+    )  # one that is missing costs nothing
     spent = protection.charge(request)  # before an image is looked at
     images = site.images(config.images, "train", config.holdout)
     if len(images) == 0:
@@ -106,7 +129,6 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
     if config.privacy is None and len(images) < stage.batch_size:
         raise Refusal(SiteError.BATCH_EXCEEDS_IMAGES)
 
-    state = _state(site, request)
     kept = state.load_before(request.round)
     private = protection.steps(request, float(kept[_BOUND]) if kept and _BOUND in kept else None)
     load_flat(bench.task, bench.layout, weights)
@@ -115,6 +137,10 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
         len(images),
         generator(config.seed, "local", site.name, request.stage),
     )
+    lessons = None
+    if stage.distill is not None and distilled_from is not None:
+        previous = kept[_PREVIOUS].numpy() if kept and _PREVIOUS in kept else None
+        lessons = teaching(bench, stage.distill, distilled_from, previous)
     report = site.on_step
     try:
         outcome = train_round(
@@ -131,13 +157,18 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
             proximal_mu=request.proximal_mu,
             optimizer_state=_below(_OPTIMIZER, kept) if kept and stage.carry_optimizer else None,
             gradients=private,
+            teaching=lessons,
             on_step=(lambda step, steps, loss: report(site.name, step, steps, loss)) if report else None,
         )
     except NonFiniteLoss:
         raise Refusal(SiteError.NON_FINITE_LOSS) from None
+    own = flatten(bench.task, bench.layout)
     keep = {_LOCAL + name: tensor for name, tensor in local_tensors(bench.task, bench.layout).items()}
-    if stage.carry_optimizer and request.round_in_stage + 1 < stage.rounds:  # nobody goes on from the last round
-        keep |= {_OPTIMIZER + name: tensor for name, tensor in outcome.optimizer_state.items()}
+    if request.round_in_stage + 1 < stage.rounds:  # nobody goes on from the last round
+        if stage.carry_optimizer:
+            keep |= {_OPTIMIZER + name: tensor for name, tensor in outcome.optimizer_state.items()}
+        if stage.distill is not None and distillations[stage.distill.kind].needs_previous:
+            keep[_PREVIOUS] = torch.from_numpy(own[: bench.layout.backbone_size])
     if private is not None:
         keep[_BOUND] = torch.tensor(private.bound, dtype=torch.float64)
     if keep:
@@ -153,7 +184,7 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
         epsilon=spent,
         seconds=seconds if spent is None else float(math.ceil(seconds)),
     )
-    trained = protection.outgoing(flatten(bench.task, bench.layout), weights)
+    trained = protection.outgoing(own, weights)
     return reply, answer(trained, weights, config.federation.transfer)
 
 
@@ -214,6 +245,20 @@ def _bench(site: Site, request: RoundRequest) -> Workbench:
     if bench.layout.digest != request.layout_sha256:
         raise Refusal(SiteError.VERSION_MISMATCH)
     return bench
+
+
+def _teacher(request: TrainRequest, state: LocalState, received: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """The backbone that a round distils from, as the backbone's part of a flat vector; None where it does not.
+
+    Raises:
+        Refusal: TEACHER_MISSING; BAD_REQUEST where the request names no teacher though the stage needs one.
+    """
+    options = request.config.curriculum.stage[request.stage].distill
+    if (options is not None and options.teacher == "stage") != (request.teacher is not None):
+        raise Refusal(SiteError.BAD_REQUEST)
+    if options is None:
+        return None
+    return received if request.teacher is None else kept_teacher(state, request.teacher)
 
 
 def _state(site: Site, request: RoundRequest) -> LocalState:

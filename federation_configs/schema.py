@@ -8,6 +8,7 @@ from pydantic import Field, SerializeAsAny, StringConstraints, model_validator
 
 from aiseeme_models.backbones import PER_IMAGE_NORMS, Norm, backbones
 from aiseeme_models.curriculum.stages import Stage
+from aiseeme_models.distillation import DistillOptions
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.presets import ImageOptions
 from aiseeme_models.images.splits import TEST_FRACTION, VALIDATION_FRACTION
@@ -137,6 +138,8 @@ class FederationConfig(Options):
             if stage.stop == "plateau" and self.holdout.validation == 0:
                 raise InputError(f"{where}: stop = 'plateau' needs held-out images: holdout.validation is 0")
             try:
+                if stage.distill is not None:
+                    _check_distilled(stage.distill, index, self.model.norm)
                 pretext_tasks[stage.task].check(
                     stage.options,
                     norm=self.model.norm,
@@ -154,6 +157,21 @@ class FederationConfig(Options):
     def rounds(self) -> int:
         """The largest number of rounds that the curriculum may take."""
         return sum(stage.rounds for stage in self.curriculum.stage)
+
+
+def _check_distilled(distill: DistillOptions, stage: int, norm: Norm) -> None:
+    """Refuse a teacher that is not there.
+
+    Raises:
+        InputError: with the reason, and what would do.
+    """
+    if distill.teacher == "stage" and stage == 0:
+        raise InputError("distill.teacher = 'stage' needs a stage before this one: use 'round', or leave distill out")
+    if norm == "batch-local":
+        raise InputError(
+            "distill needs a teacher whose statistics are known: model.norm = 'batch-local' keeps them at the sites;"
+            " use 'batch', 'group' or 'group-ws'"
+        )
 
 
 def _check_site_private(aggregation: str, norm: Norm) -> None:

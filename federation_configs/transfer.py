@@ -7,6 +7,7 @@ in one round is not lost for the next.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 import numpy as np
@@ -30,6 +31,20 @@ def outgoing(weights: NDArray[np.float32], transfer: Transfer) -> NDArray[np.flo
     if not np.isfinite(lowered).all():
         raise RunFailed("a weight is too large for federation.transfer = 'float16': use 'float32'")
     return lowered
+
+
+def seen(weights: NDArray[np.float32], transfer: Transfer) -> NDArray[np.float32]:
+    """The global weights ``(P,)`` as sites come to have them.
+
+    Raises:
+        RunFailed: a weight is too large for float16.
+    """
+    return outgoing(weights, transfer).astype(np.float32, copy=False)
+
+
+def sha256_of(weights: NDArray[np.float32]) -> str:
+    """SHA-256, in hex, of weights ``(P,)`` as little-endian floats."""
+    return hashlib.sha256(np.ascontiguousarray(weights, dtype="<f4").data).hexdigest()
 
 
 def answer(

@@ -15,7 +15,7 @@ from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.options import Options
 from federation_configs.schema import NAME, FederationConfig
 
-PROTOCOL = 4
+PROTOCOL = 5
 RUN_ID = r"^[a-z0-9][a-z0-9-]{0,95}$"
 SHA256 = r"^[0-9a-f]{64}$"
 VERSION = r"^[0-9A-Za-z.+-]{1,40}$"
@@ -69,6 +69,7 @@ class SiteError(IntEnum):
     WITHHELD = 1030
     TOO_FEW_PATIENTS = 1031
     LOCAL_NOISE = 1032
+    TEACHER_MISSING = 1033
 
     @property
     def sentence(self) -> str:
@@ -108,6 +109,7 @@ _SENTENCES = {
     SiteError.WITHHELD: "the site does not tell this under differential privacy",
     SiteError.TOO_FEW_PATIENTS: "the site has fewer patients than a step is to draw on average, or than 10",
     SiteError.LOCAL_NOISE: "the site adds noise of its own, which batch statistics do not bear",
+    SiteError.TEACHER_MISSING: "the site does not have the backbone that the stage distils from",
     SiteError.INTERNAL: "an internal error; the site's own log has the details",
 }
 
@@ -210,10 +212,21 @@ class RoundRequest(Request):
     layout_sha256: str = Field(pattern=SHA256)
 
 
+class TeachRequest(RoundRequest):
+    """Keep the backbone beside this as the teacher of the stage; once a stage, as it is too large for every round."""
+
+
 class TrainRequest(RoundRequest):
-    """Train one round of a stage."""
+    """Train one round of a stage.
+
+    Attributes:
+        proximal_mu: weight of FedProx' term.
+        teacher: sha256 of the backbone to distil from, as `federation_configs.transfer.sha256_of` makes it; None where
+            the stage does not, or distils from the round's own global backbone.
+    """
 
     proximal_mu: float = Field(default=0.0, ge=0)
+    teacher: str | None = Field(default=None, pattern=SHA256)
 
 
 class EvaluateRequest(RoundRequest):
@@ -228,6 +241,10 @@ class RoundReply(Reply):
     stage: int = Field(ge=0)
     images: Count
     seconds: Seconds
+
+
+class TeachReply(RoundReply):
+    """The teacher is kept. ``images`` is 0: none was looked at."""
 
 
 class TrainReply(RoundReply):

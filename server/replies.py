@@ -14,6 +14,8 @@ from federation_configs.wire import (
     RoundReply,
     RoundRequest,
     SiteError,
+    TeachReply,
+    TeachRequest,
     TrainReply,
     TrainRequest,
     answers,
@@ -126,6 +128,11 @@ def check_evaluation(
     if isinstance(body, EvaluateReply) and not 1 <= body.images <= declared:
         return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.images} images; the site declared {declared}")
     return body
+
+
+def check_teaching(message: Message, *, site: str, asked: TeachRequest, nonce: str | None) -> TeachReply | Refused:
+    """Check a reply to a request to keep a teacher."""
+    return _checked(message, TeachReply, site=site, asked=asked, nonce=nonce, weights=False)
 
 
 def _checked(

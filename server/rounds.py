@@ -16,22 +16,30 @@ from numpy.typing import NDArray
 from aiseeme_models.curriculum.stopping import plateau
 from aiseeme_models.errors import RunFailed
 from federation_configs.loading import config_sha256
-from federation_configs.records import Enclosure, nonce_of
+from federation_configs.records import Enclosure
 from federation_configs.schema import FederationConfig
 from federation_configs.transfer import outgoing, restored
-from federation_configs.wire import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
+from federation_configs.wire import EvaluateReply, EvaluateRequest, SiteError, TeachRequest, TrainReply, TrainRequest
 from server.aggregation import Aggregation, UpdateRefused, build_aggregation
 from server.checkpoint_manifest import CountedSite
 from server.checkpoints import CheckpointStore
-from server.exchange import ask
 from server.global_model import StageModel, start_of_stage
 from server.metrics_log import MetricsLog
 from server.observer import Observer, Silent
-from server.replies import NO_ANSWER, Missed, Refused, check_evaluation, check_training, weights_of
-from server.request_signing import RequestSigner, pack_for_sites
+from server.questions import Questions
+from server.replies import (
+    NO_ANSWER,
+    Missed,
+    Refused,
+    check_evaluation,
+    check_training,
+    weights_of,
+)
+from server.request_signing import RequestSigner
 from server.roster import Owners, Roster
 from server.run_state import RunState, SiteState, StageState, mean_over_sites
 from server.site_privacy import SitePrivacy
+from server.teachers import Teachers
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -91,6 +99,8 @@ class RoundLoop:
         keep = self.config.federation.keep_checkpoints
         self._store = CheckpointStore(self.folder / "checkpoints", keep, self.signing_key)
         self._metrics = MetricsLog(self.folder)
+        self._teachers = Teachers(self.config, self.folder)
+        self._questions = Questions(self.grid, self.signer, self.config.federation.round_deadline_s, self.clock)
         self._roster = Roster(self.grid, self.config, self.run, self.site_names, self.clock, self.signer, self.owners)
         state, model, aggregation = self._restore()
         vector = model.vector
@@ -103,9 +113,11 @@ class RoundLoop:
             state.rounds_s += lines[-1]["seconds"]
             started = time.perf_counter()
             if stage_ended and not state.finished:
-                model = start_of_stage(self.config, state.stage, vector[: model.layout.backbone_size])
+                backbone = vector[: model.layout.backbone_size]
+                model = start_of_stage(self.config, state.stage, backbone)
                 aggregation, vector = self._aggregation(model), model.vector
                 state.stages[state.stage].chance_loss = model.chance_loss
+                state.stages[state.stage].teacher = self._teachers.start_stage(state.stage, backbone)
             self._metrics.append(lines)
             counted = {
                 line["site"]: CountedSite(images=line["images"], epsilon=line.get("epsilon"))
@@ -143,6 +155,7 @@ class RoundLoop:
         model = StageModel(fresh.layout, checkpoint.vector, fresh.chance_loss)
         aggregation = self._aggregation(model)
         aggregation.load_state(checkpoint.optimizer_state)
+        self._teachers.resume(state.stage, state.stages[state.stage].teacher)
         self._metrics.cut_after(state.round)
         self.earlier_s = state.rounds_s
         return state, model, aggregation
@@ -162,7 +175,11 @@ class RoundLoop:
         self, state: RunState, model: StageModel, aggregation: Aggregation, vector: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
         number = state.round + 1
-        asked = TrainRequest(**self._question(state, model), proximal_mu=aggregation.proximal_mu)
+        asked = TrainRequest(
+            **self._question(state, model),
+            proximal_mu=aggregation.proximal_mu,
+            teacher=state.stages[state.stage].teacher,
+        )
         # Not what the sites have declared so far: one may describe itself while the round goes on, and the same replies
         # must give the same bits whatever the sites declared that did not answer.
         most = len(self.site_names) * self.config.federation.max_images_per_site
@@ -181,6 +198,9 @@ class RoundLoop:
                 self._roster.await_nodes(missing, self.rejoin_s, self.observer)
                 self._roster.describe_missing(state, self.observer)
             self.observer.round_started(self.config, state, number, attempt)
+            self._teachers.teach(
+                self._questions, TeachRequest(**self._question(state, model)), self._roster.nodes, self.observer
+            )
             self._collect(state, asked, beside, restore, aggregation, counted, refused)
             if self._is_quorum(counted):
                 break
@@ -244,30 +264,21 @@ class RoundLoop:
         """Ask the sites that have not counted yet, and fold each valid reply in as it comes."""
         refused.update(self._roster.refused)
         nodes = {node: name for node, name in self._roster.nodes.items() if name not in counted}
-        deadline = self.config.federation.round_deadline_s
-        contents = pack_for_sites(self.signer, "train", asked, nodes, beside, valid_s=deadline)
-        answers = ask(
-            self.grid,
-            contents,
-            "train",
-            group=str(asked.round),
-            deadline_s=deadline,
-            clock=self.clock,
-        )
-        for node, message in answers:
-            name = nodes[node]
+        for answer in self._questions.ask("train", asked, nodes, beside):
+            name, message = answer.site, answer.message
             outcome: TrainReply | Refused = NO_ANSWER
             if message is not None:
                 declared = state.sites[name].images
-                nonce = nonce_of(contents[node])
-                outcome = check_training(message, site=name, asked=asked, nonce=nonce, declared=declared)
+                outcome = check_training(message, site=name, asked=asked, nonce=answer.nonce, declared=declared)
                 if isinstance(outcome, TrainReply):
                     outcome = self._fold(message, outcome, aggregation, restore, beside.size)
             if isinstance(outcome, Refused):
                 refused[name] = outcome
                 self.observer.site_missed(name, outcome)
+                if outcome.sentence == SiteError.TEACHER_MISSING.sentence:
+                    self._teachers.holders.discard(name)
                 if outcome.code is Missed.IMPOSSIBLE_COUNT:  # a runner that was started again counts its images anew
-                    self._roster.forget(node)
+                    self._roster.forget(answer.node)
             else:
                 refused.pop(name, None)
                 counted[name] = outcome
@@ -298,28 +309,20 @@ class RoundLoop:
             return None
         if options.stop == "rounds" and state.round_in_stage + 1 < options.rounds:
             return None
-        asked = EvaluateRequest(**trained.model_dump(exclude={"proximal_mu", "config"}), config=trained.config)
+        only_training = TrainRequest.model_fields.keys() - EvaluateRequest.model_fields.keys()
+        asked = EvaluateRequest(**trained.model_dump(exclude={*only_training, "config"}), config=trained.config)
         nodes = {node: name for node, name in self._roster.nodes.items() if state.sites[name].validation > 1}
-        deadline = self.config.federation.round_deadline_s
         beside = Enclosure(outgoing(vector, self.config.federation.transfer))
-        contents = pack_for_sites(self.signer, "evaluate", asked, nodes, beside, valid_s=deadline)
-        answers = ask(
-            self.grid,
-            contents,
-            "evaluate",
-            group=str(asked.round),
-            deadline_s=deadline,
-            clock=self.clock,
-        )
         losses = []
-        for node, message in answers:
+        for answer in self._questions.ask("evaluate", asked, nodes, beside):
             reply: EvaluateReply | Refused = NO_ANSWER
-            if message is not None:
-                declared = state.sites[nodes[node]].validation
-                nonce = nonce_of(contents[node])
-                reply = check_evaluation(message, site=nodes[node], asked=asked, nonce=nonce, declared=declared)
+            if answer.message is not None:
+                declared = state.sites[answer.site].validation
+                reply = check_evaluation(
+                    answer.message, site=answer.site, asked=asked, nonce=answer.nonce, declared=declared
+                )
             if isinstance(reply, Refused):
-                self.observer.note(f"{nodes[node]} did not measure the held-out loss: {reply.sentence}")
+                self.observer.note(f"{answer.site} did not measure the held-out loss: {reply.sentence}")
                 continue
             losses.append((reply.loss, reply.images))
             if not self.parallel:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
+from aiseeme_models.distillation import DistillOptions
 from aiseeme_models.errors import InputError
 from aiseeme_models.options import Options, parse_options
 from aiseeme_models.pretext import pretext_tasks
@@ -24,6 +25,7 @@ class Stage(TrainingOptions):
             learning rate in proportion to ``batch_size``.
         stop: ``"rounds"`` plays them all; ``"plateau"`` ends when the held-out pretext loss has not improved by
             ``min_improvement`` (relative) for ``patience`` rounds.
+        distill: holds the backbone to an earlier one; None: it does not.
         options: the task's own options.
     """
 
@@ -32,6 +34,7 @@ class Stage(TrainingOptions):
     stop: Literal["rounds", "plateau"] = "rounds"
     patience: int = Field(default=3, ge=1)
     min_improvement: float = Field(default=0.01, ge=0, lt=1)
+    distill: DistillOptions | None = None
     options: SerializeAsAny[Options] = Field(default_factory=Options)
 
     @model_validator(mode="before")

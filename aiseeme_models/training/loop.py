@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from aiseeme_models.distillation import Teaching
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.pretext.base import PretextTask
@@ -99,6 +100,7 @@ def train_round(
     proximal_mu: float = 0.0,
     optimizer_state: Mapping[str, Tensor] | None = None,
     gradients: StepGradients | None = None,
+    teaching: Teaching | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> RoundOutcome:
     """Train ``task.shared`` for ``options.local_epochs`` passes over a site's images, at most ``options.max_steps``.
@@ -117,6 +119,7 @@ def train_round(
         proximal_mu: weight of FedProx' ``mu / 2 ||w - w_global||^2`` (Li et al. 2020, arXiv 1812.06127).
         optimizer_state: a former `RoundOutcome.optimizer_state` of this stage.
         gradients: how gradients come about; default: those of the batches' losses.
+        teaching: distillation beside the task's loss; the losses that are told stay the task's alone.
         on_step: called with (steps done, steps in all, loss); on a GPU not at every step.
 
     Raises:
@@ -130,6 +133,8 @@ def train_round(
     task.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     task.train()
     task.begin_round()
+    if teaching is not None:
+        teaching.to(device)
     weights = list(task.shared.parameters())
     optimizer = build_optimizer(
         options.optimizer,
@@ -147,6 +152,7 @@ def train_round(
     steps = options.steps(count)
     look_every = 1 if device.type == "cpu" else _STEPS_BETWEEN_LOOKS
     losses: list[Tensor] = []
+    alone: list[Tensor] = []  # the task's losses of a step, where something is added to them
 
     def views_of(indices: Tensor) -> Views:
         task.look_at(indices)
@@ -155,7 +161,11 @@ def train_round(
 
     def loss_of(views: Views) -> Tensor:
         with _autocast(options, device):
-            return task.loss(views, loss_generator)
+            if teaching is None:
+                return task.loss(views, loss_generator)
+            loss, own = teaching.loss(task, lambda: task.loss(views, loss_generator))
+            alone.append(own)
+            return loss
 
     for step, indices in enumerate(source.batches(steps), start=1):
         progress = begin + (end - begin) * (step - 1) / steps
@@ -164,6 +174,9 @@ def train_round(
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
         loss, views = source.fill(task, indices, views_of, loss_of)
+        if alone:
+            loss = torch.stack(alone).mean()
+            alone.clear()
         if anchor:
             _pull_towards(weights, anchor, proximal_mu)
         if options.gradient_clip is not None:

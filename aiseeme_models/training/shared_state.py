@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from aiseeme_models.backbones import Norm
+from aiseeme_models.backbones import Backbone, Norm
 from aiseeme_models.errors import InputError
 from aiseeme_models.pretext.base import PretextTask
 
@@ -114,6 +114,18 @@ def load_flat(task: PretextTask, layout: SharedLayout, vector: npt.NDArray[np.fl
     _check(vector, layout.size)
     _load(_shared(task.shared, layout.entries), vector)
     task.begin_round()
+
+
+def load_backbone(backbone: Backbone, layout: SharedLayout, vector: npt.NDArray[np.float32]) -> None:
+    """Put the backbone's part of a vector, ``(layout.backbone_size,)`` float32, into a backbone outside a task.
+
+    Raises:
+        InputError: wrong length, shape or dtype.
+    """
+    _check(vector, layout.backbone_size)
+    state = backbone.state_dict()
+    names = [entry.name.removeprefix("backbone.") for entry in layout.entries if entry.room == "backbone"]
+    _load([state[name] for name in names], vector)
 
 
 def local_tensors(task: PretextTask, layout: SharedLayout) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from client.site import Site
 from client.site_config import PolicyOptions, SiteConfig
 from federation_configs.records import Enclosure
 from federation_configs.signatures import public_hex
-from federation_configs.wire import DescribeRequest, EvaluateRequest, Request, SiteError, TrainRequest
+from federation_configs.wire import DescribeRequest, EvaluateRequest, Request, SiteError, TeachRequest, TrainRequest
 from server.global_model import start_of_stage
 from server.local_grid import LocalGrid
 from server.request_signing import RequestSigner
@@ -27,7 +27,7 @@ from tests.conftest import InProcess, tiny_config
 KEY, OTHER_KEY = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 FEDERATION = "skin-federation"
 NOW = 1_800_000_000.0
-TYPES = {"describe": "query.describe", "train": "train", "evaluate": "evaluate"}
+TYPES = {"describe": "query.describe", "teach": "query.teach", "train": "train", "evaluate": "evaluate"}
 CONFIG = tiny_config(holdout={"test": 0.1, "validation": 0.5})
 
 
@@ -53,20 +53,21 @@ class Asked:
         gate = Gate.of(config, ledger, site="alpha", federation=FEDERATION, signing_key=key)
         self.site = replace(self.site, gate=replace(gate, clock=clock))
 
-    @property
-    def beside(self) -> Enclosure:
-        return Enclosure(self.model.vector)
+    def beside(self, kind: str) -> Enclosure | None:
+        """What travels beside a request: the model, or a backbone that is to be a teacher."""
+        size = {"describe": 0, "teach": self.model.layout.backbone_size}.get(kind, self.model.vector.size)
+        return Enclosure(self.model.vector[:size]) if size else None
 
     def request(self, kind: str, round: int = 1) -> Request:
         place = {"round": round, "stage": 0, "round_in_stage": 0, "layout_sha256": self.model.layout.digest}
         if kind == "describe":
             return DescribeRequest(run="run-1", config=CONFIG)
-        return {"train": TrainRequest, "evaluate": EvaluateRequest}[kind](run="run-1", config=CONFIG, **place)
+        kinds = {"teach": TeachRequest, "train": TrainRequest, "evaluate": EvaluateRequest}
+        return kinds[kind](run="run-1", config=CONFIG, **place)
 
     def signed(self, kind: str, signer: RequestSigner | None = None, **changes: Any) -> RecordDict:
         arguments: dict[str, Any] = {"site": None if kind == "describe" else "alpha", "valid_s": 600.0}
-        if kind != "describe":
-            arguments["beside"] = self.beside
+        arguments["beside"] = self.beside(kind)
         return (signer or self.signer).pack(kind, self.request(kind), **(arguments | changes))
 
     def answer(self, kind: str, content: RecordDict) -> Message:

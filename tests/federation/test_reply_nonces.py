@@ -28,7 +28,7 @@ def test_every_answer_repeats_the_nonce_of_its_request(kind: str, asked: Asked) 
     assert json.loads(reply.content["body"]["json"])["nonce"] == nonce
     refused = asked.answer(kind, content)
     assert refused.error.reason == f"{SiteError.REPLAYED.sentence} ({nonce})"
-    plain = asked.answer(kind, pack(asked.request(kind), None if kind == "describe" else asked.model.vector))
+    plain = asked.answer(kind, pack(asked.request(kind), asked.beside(kind)))
     assert plain.error.reason == SiteError.NOT_SIGNED.sentence
 
 

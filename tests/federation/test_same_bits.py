@@ -62,7 +62,7 @@ def test_the_order_of_arrival_does_not_change_a_bit(federation, monkeypatch):
         loop.grid.push_messages = lambda messages: push(order(list(messages)))
         ask = __import__("server.exchange", fromlist=["ask"]).ask
         monkeypatch.setattr(
-            "server.rounds.ask",
+            "server.questions.ask",
             lambda grid, contents, *a, **k: ask(grid, dict(order(list(contents.items()))), *a, **k),
         )
         loop.grid.push_messages = push

@@ -66,7 +66,7 @@ def test_a_signed_request_is_answered_and_entered(kind: str, asked: Asked) -> No
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_an_unsigned_request_is_refused(kind: str, asked: Asked, no_work: list[str]) -> None:
-    content = pack(asked.request(kind), None if kind == "describe" else asked.model.vector)
+    content = pack(asked.request(kind), asked.beside(kind))
     assert asked.verdict(kind, content) == SiteError.NOT_SIGNED
     assert no_work == []
     assert [(kind, fields.get("code")) for kind, fields in asked.entries()] == [

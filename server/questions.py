@@ -1,0 +1,67 @@
+"""One question about a round to many sites: signed for each, with one array beside it, and the answers as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from federation_configs.records import Enclosure, nonce_of
+from federation_configs.wire import RoundRequest
+from server.exchange import ask
+from server.request_signing import RequestSigner, pack_for_sites
+
+if TYPE_CHECKING:
+    from flwr.app import Message
+    from flwr.serverapp import Grid
+
+_TYPES = {"teach": "query.teach", "train": "train", "evaluate": "evaluate"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a question to one node.
+
+    Attributes:
+        node: the node's id.
+        site: its site.
+        message: the answer; None where none came before the deadline.
+        nonce: what the answer must repeat; None where requests are not signed.
+    """
+
+    node: int
+    site: str
+    message: Message | None
+    nonce: str | None
+
+
+@dataclass(frozen=True)
+class Questions:
+    """How a run asks its sites.
+
+    Attributes:
+        grid: Flower's.
+        signer: signs every request; None in a simulation.
+        deadline_s: seconds after which a site has not answered.
+        clock: seconds.
+    """
+
+    grid: Grid
+    signer: RequestSigner | None
+    deadline_s: float
+    clock: Callable[[], float] = time.monotonic
+
+    def ask(self, kind: str, asked: RoundRequest, nodes: Mapping[int, str], beside: Enclosure) -> Iterator[Answer]:
+        """Ask the ``nodes``, which are given with their sites' names, and give every node's answer or its silence."""
+        contents = pack_for_sites(self.signer, kind, asked, nodes, beside, valid_s=self.deadline_s)
+        answers = ask(
+            self.grid,
+            contents,
+            _TYPES[kind],
+            group=str(asked.round),
+            deadline_s=self.deadline_s,
+            clock=self.clock,
+        )
+        for node, message in answers:
+            yield Answer(node, nodes[node], message, nonce_of(contents[node]))
