@@ -39,6 +39,14 @@ def budget(
             "--rebuild", help="Where budget file and ledger do not agree: go on with the larger of what both say."
         ),
     ] = False,
+    ledger_only: Annotated[
+        bool,
+        typer.Option(
+            "--ledger-only",
+            help="With --rebuild, where the budget file is gone or cannot be read: believe the ledger. Compare it "
+            "before with a head that you noted down (`aiseeme-site ledger verify --head`).",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what was spent of the patients' privacy, what is left, and what a federation would cost before it begins."""
@@ -47,13 +55,20 @@ def budget(
     from client.privacy import PrivacyBudget
     from client.site_home import site_home
 
+    if ledger_only and not rebuild:
+        raise InputError("--ledger-only belongs to --rebuild")
     place = site_home(home)
     own = PrivacyBudget(place.folder, Ledger.in_home(place.folder), place.config.privacy)
     if not place.folder.is_dir():
         raise InputError(f"{place.folder}: no site has its home here")
     try:
-        spent = own.rebuild() if rebuild else own.spent()
+        spent = own.rebuild(ledger_only=ledger_only) if rebuild else own.spent()
     except BudgetBroken as problem:
+        if rebuild:
+            raise RunFailed(
+                f"{problem}; compare the ledger with a head that you noted down (`aiseeme-site ledger verify --head`), "
+                "then say --ledger-only too"
+            ) from None
         raise RunFailed(
             f"{problem}; the site trains nothing privately until this is settled. Find out what happened; "
             "`aiseeme-site budget --rebuild` then goes on with the larger of what both say"
@@ -93,13 +108,17 @@ def _cost(
 ) -> dict[str, Any]:
     from aiseeme_models.privacy.accounting import epsilon
     from federation_configs.loading import load_config
-    from federation_configs.privacy_plan import planned
+    from federation_configs.privacy_plan import local_plan, planned
 
     config = load_config(reference)
-    if config.privacy is None:
+    noise = own.options.local_noise
+    if config.privacy is None and noise is None:
         return {"name": config.name, "private": False, "allowed": own.options.epsilon is None}
     count = _patients(place, config) if patients is None else patients
-    plan = [one for _, one in planned(config, count)]
+    if config.privacy is None and noise is not None:
+        plan = [one for _, one in local_plan(noise, config)]
+    else:
+        plan = [one for _, one in planned(config, count)]
     delta, limit = own.options.delta, own.options.epsilon
     after = epsilon([*spent, *plan], delta).value
     return {

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, ValidationError
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 BUDGET_FILE = "privacy_budget.json"
 
+_Noise = Annotated[float, Field(gt=0)]
+_Rate = Annotated[float, Field(gt=0, le=1)]
+_Steps = Annotated[int, Field(ge=1)]
+
 
 class _File(Options):
     """``privacy_budget.json``.
@@ -43,7 +47,7 @@ class _File(Options):
     format: int = Field(ge=1, le=1)
     seq: int = Field(ge=1)
     entry: str = Field(pattern=r"^[0-9a-f]{64}$")
-    settings: tuple[tuple[float, float, int], ...] = Field(strict=False)
+    settings: tuple[tuple[_Noise, _Rate, _Steps], ...] = Field(strict=False)
 
 
 class PrivacyBudget:
@@ -114,10 +118,15 @@ class PrivacyBudget:
         with self._ledger.locked():
             return merged(one.spend for one in self._agreed())
 
-    def rebuild(self) -> History:
+    def rebuild(self, *, ledger_only: bool = False) -> History:
         """Make file and ledger agree again, at the larger of what both say; that it was done is in the ledger.
 
+        Args:
+            ledger_only: go on with what the ledger says where the file is gone or cannot be read. A ledger that was cut
+                off then goes unnoticed, unless it is compared with a head that was noted down.
+
         Raises:
+            BudgetBroken: the file is gone or cannot be read, and ``ledger_only`` was not said.
             LedgerBroken, OSError: the ledger or the file cannot be written.
         """
         with self._ledger.locked():
@@ -125,7 +134,11 @@ class PrivacyBudget:
             try:
                 file = self._read()
             except BudgetBroken:
-                file = None  # nothing can be learned from it: the ledger has what there is
+                file = None
+            if file is None and charges and not ledger_only:
+                raise BudgetBroken(
+                    f"{self.path.name} is gone or cannot be read, so that a cut-off ledger would not show"
+                )
             known = {(one.noise_multiplier, one.sample_rate): one.steps for one in merged(c.spend for c in charges)}
             self._ledger.append("budget-rebuilt", file=None if file is None else file.seq, charges=len(charges))
             for noise, rate, steps in () if file is None else file.settings:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from aiseeme_models.backbones.norm import PER_IMAGE_NORMS
 from aiseeme_models.errors import InputError
 from aiseeme_models.privacy.accounting import epsilon
-from aiseeme_models.privacy.spending import Spend
 from aiseeme_models.seeding import derive_seed
 from client.refusals import Refusal
-from federation_configs.privacy_plan import planned, round_spend, told_patients
+from federation_configs.privacy_plan import local_plan, local_spend, planned, round_spend, told_patients
 from federation_configs.wire import SiteError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from aiseeme_models.privacy.spending import Spend
     from aiseeme_models.privacy.steps import PrivateSteps
     from client.site import Site
     from federation_configs.schema import FederationConfig
@@ -55,6 +56,11 @@ class Protection:
     def is_any(self) -> bool:
         """Whether patients are protected at all."""
         return self._config.privacy is not None or self._noise is not None
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether the site adds noise of its own, so that also a training that fails is answered: with noise alone."""
+        return self._noise is not None
 
     def check_affordable(self, run: str) -> None:
         """Refuse a run that would exceed the budget before it begins, and one that has too few patients here.
@@ -112,19 +118,30 @@ class Protection:
             bound=bound,
         )
 
+    def view_seed(self, request: TrainRequest) -> int:
+        """The seed of a round's views.
+
+        A coordinator knows the federation's seed. With private training at a real site it must not know the views: they
+        are drawn batch by batch, so that one patient's absence gives others other views, which would tell of it.
+        """
+        if self._config.privacy is not None and self._site.gate is not None:
+            return secrets.randbits(62)
+        return derive_seed(self._config.seed, "train", self._site.name, request.round)
+
     def outgoing(self, trained: NDArray[np.float32], received: NDArray[np.float32]) -> NDArray[np.float32]:
         """The ``trained`` weights ``(P,)`` as they may leave, having ``received`` the global ones."""
         if self._noise is None or self._clip is None:
             return trained
         from aiseeme_models.privacy.noise import SecretDraws
-        from aiseeme_models.privacy.updates import clipped_update, noisy
+        from aiseeme_models.privacy.updates import clipped_change, noisy
 
-        return noisy(clipped_update(trained, received, self._clip), self._noise * self._clip, SecretDraws())
+        change = clipped_change(trained, received, self._clip)  # not rounded before the noise is in it
+        return noisy(received + change, self._noise * self._clip, SecretDraws())
 
     def _round(self, stage: int) -> Spend:
         if self._config.privacy is None:
             assert self._noise is not None
-            return Spend(self._noise, 1.0, 1)  # everybody is in an update, and it leaves once
+            return local_spend(self._noise, 1)
         try:
             return round_spend(self._config, stage, self.patients)
         except InputError:
@@ -133,8 +150,7 @@ class Protection:
     def _plan(self, rounds: int | None = None) -> list[tuple[int, Spend]]:
         if self._config.privacy is None:
             assert self._noise is not None
-            stages = enumerate(self._config.curriculum.stage)
-            return [(index, Spend(self._noise, 1.0, stage.rounds)) for index, stage in stages]
+            return local_plan(self._noise, self._config)
         try:
             return planned(self._config, self.patients, rounds=rounds)
         except InputError:

@@ -10,6 +10,7 @@ from aiseeme_models import __version__
 from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.seeding import derive_seed, generator
 from client.local_state import LocalState
+from client.own_model import OwnModel
 from client.protection import Protection
 from client.refusals import Refusal
 from client.site import Site
@@ -46,6 +47,7 @@ _OPTIMIZER = "optimizer/"
 _LOCAL = "local/"
 _BOUND = "privacy/bound"
 _PREVIOUS = "distill/previous"
+_OWN, _OWN_SCALE = "own/weights", "own/scale"
 
 
 def describe(site: Site, request: DescribeRequest) -> DescribeReply:
@@ -111,7 +113,7 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
     import torch
 
     from aiseeme_models.distillation import distillations
-    from aiseeme_models.training.loop import NonFiniteLoss, train_round
+    from aiseeme_models.training.loop import NonFiniteLoss, RoundOutcome, train_round
     from aiseeme_models.training.shared_state import flatten, load_flat, local_tensors
 
     started = time.perf_counter()
@@ -131,12 +133,21 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
 
     kept = state.load_before(request.round)
     private = protection.steps(request, float(kept[_BOUND]) if kept and _BOUND in kept else None)
-    load_flat(bench.task, bench.layout, weights)
-    bench.start_local(
-        _below(_LOCAL, kept) if kept else None,
-        len(images),
-        generator(config.seed, "local", site.name, request.stage),
-    )
+
+    begins, scale = weights, None
+    if request.ema_tau is not None and kept and _OWN in kept:
+        own_model = OwnModel(kept[_OWN].numpy(), float(kept[_OWN_SCALE]) if _OWN_SCALE in kept else None)
+        begins, scale = own_model.blended(weights, bench.layout.backbone_size, request.ema_tau)
+
+    def start() -> None:
+        load_flat(bench.task, bench.layout, begins)
+        bench.start_local(
+            _below(_LOCAL, kept) if kept else None,
+            len(images),
+            generator(config.seed, "local", site.name, request.stage),
+        )
+
+    start()
     lessons = None
     if stage.distill is not None and distilled_from is not None:
         previous = kept[_PREVIOUS].numpy() if kept and _PREVIOUS in kept else None
@@ -148,7 +159,7 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
             images,
             stage if private is None else stage.model_copy(update={"precision": "fp32"}),
             augmentation=bench.augmentation,
-            seed=derive_seed(config.seed, "train", site.name, request.round),
+            seed=protection.view_seed(request),
             stage_progress=(
                 request.round_in_stage / stage.rounds,
                 (request.round_in_stage + 1) / stage.rounds,
@@ -160,15 +171,23 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
             teaching=lessons,
             on_step=(lambda step, steps, loss: report(site.name, step, steps, loss)) if report else None,
         )
+        own = flatten(bench.task, bench.layout)
     except NonFiniteLoss:
-        raise Refusal(SiteError.NON_FINITE_LOSS) from None
-    own = flatten(bench.task, bench.layout)
+        if not protection.adds_noise:
+            raise Refusal(SiteError.NON_FINITE_LOSS) from None
+        # One patient may have been enough for it, and an error has no noise: an update of nothing leaves.
+        outcome, own = RoundOutcome(len(images), stage.steps(len(images)), 0.0, {}), weights
+        start()
     keep = {_LOCAL + name: tensor for name, tensor in local_tensors(bench.task, bench.layout).items()}
     if request.round_in_stage + 1 < stage.rounds:  # nobody goes on from the last round
         if stage.carry_optimizer:
             keep |= {_OPTIMIZER + name: tensor for name, tensor in outcome.optimizer_state.items()}
         if stage.distill is not None and distillations[stage.distill.kind].needs_previous:
             keep[_PREVIOUS] = torch.from_numpy(own[: bench.layout.backbone_size])
+        if request.ema_tau is not None:
+            keep[_OWN] = torch.from_numpy(own)
+            if scale is not None:
+                keep[_OWN_SCALE] = torch.tensor(scale, dtype=torch.float64)
     if private is not None:
         keep[_BOUND] = torch.tensor(private.bound, dtype=torch.float64)
     if keep:

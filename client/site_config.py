@@ -13,6 +13,7 @@ from pydantic import Field, StringConstraints, ValidationError, ValidationInfo, 
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.rejection import POLICY_REASONS, RejectReason
 from aiseeme_models.options import Options
+from aiseeme_models.privacy.options import LEAST_DELTA, LEAST_NOISE
 from client.schedule import ScheduleOptions
 
 if TYPE_CHECKING:
@@ -136,9 +137,9 @@ class BudgetOptions(Options):
     epsilon: float | None = Field(
         default=None, gt=0, le=1000, description="most that may be spent; then only private training is let in"
     )
-    delta: float = Field(default=1e-5, gt=0, le=0.01, description="the delta at which it is counted")
+    delta: float = Field(default=1e-5, ge=LEAST_DELTA, le=0.01, description="the delta at which it is counted")
     local_noise: float | None = Field(
-        default=None, gt=0, le=1000, description="noise on every update that leaves, over local_clip"
+        default=None, ge=2 * LEAST_NOISE, le=1000, description="noise on every update that leaves, over local_clip"
     )
     local_clip: float | None = Field(default=None, gt=0, le=1e6, description="largest norm of such an update")
 

@@ -40,6 +40,18 @@ class FedAdamOptions(Options):
     tau: float = Field(default=1e-3, gt=0)
 
 
+@aggregation_options.register("fedema")
+class FedEMAOptions(Options):
+    """FedAvg whose sites begin a round between the global model and their own (Zhuang et al. 2022)."""
+
+    tau: float = Field(default=0.7, ge=0, le=1)
+
+
+@aggregation_options.register("l-dawa")
+class LDAWAOptions(Options):
+    """Mean of each layer, weighted by images times the cosine with the global layer (Rehman et al. 2023)."""
+
+
 @aggregation_options.register("median")
 class MedianOptions(Options):
     """Coordinate-wise median over the sites, unweighted (Yin et al. 2018)."""

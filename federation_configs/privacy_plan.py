@@ -21,6 +21,9 @@ def told_patients(patients: int) -> int:
 def round_spend(config: FederationConfig, stage: int, patients: int) -> Spend:
     """The noisy steps of one round of a stage at a site with so many training patients; only for ``[privacy]``.
 
+    Counted with the patients as they are told, so that ε, which leaves, does not tell the exact number. There are no
+    fewer of them than that, and each is drawn no more often than is counted.
+
     Raises:
         InputError: they are too few: fewer than 10, or than a batch.
     """
@@ -29,8 +32,21 @@ def round_spend(config: FederationConfig, stage: int, patients: int) -> Spend:
     least = max(_TOLD_TO, options.batch_size)
     if patients < least:
         raise InputError(f"{patients} training patients are too few for stage {stage + 1}: there must be {least}")
-    steps = options.steps(told_patients(patients))
-    return Spend(config.privacy.noise_multiplier, options.batch_size / patients, steps)
+    told = told_patients(patients)
+    return Spend(config.privacy.noise_multiplier, min(1.0, options.batch_size / told), options.steps(told))
+
+
+def local_spend(noise: float, rounds: int) -> Spend:
+    """Rounds of a site that adds noise of its own, ``noise`` times the largest norm of an update, to what leaves.
+
+    Everybody is in an update. Without one patient it may be any other one of that norm: twice the norm away.
+    """
+    return Spend(noise / 2, 1.0, rounds)
+
+
+def local_plan(noise: float, config: FederationConfig) -> list[tuple[int, Spend]]:
+    """The stage and spend of all rounds of a run at such a site."""
+    return [(index, local_spend(noise, stage.rounds)) for index, stage in enumerate(config.curriculum.stage)]
 
 
 def planned(config: FederationConfig, patients: int, *, rounds: int | None = None) -> list[tuple[int, Spend]]:

@@ -221,11 +221,13 @@ class TrainRequest(RoundRequest):
 
     Attributes:
         proximal_mu: weight of FedProx' term.
+        ema_tau: FedEMA's tau: how much of its own model a site keeps at the start of a round; None: nothing.
         teacher: sha256 of the backbone to distil from, as `federation_configs.transfer.sha256_of` makes it; None where
             the stage does not, or distils from the round's own global backbone.
     """
 
     proximal_mu: float = Field(default=0.0, ge=0)
+    ema_tau: float | None = Field(default=None, ge=0, le=1)
     teacher: str | None = Field(default=None, pattern=SHA256)
 
 

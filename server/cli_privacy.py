@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,8 @@ import typer
 from aiseeme_models.errors import InputError
 from federation_configs.command_line import console, shown
 from server.cli_options import Json
+
+_MOST_PATIENTS = 2**31
 
 privacy_app = typer.Typer(
     no_args_is_help=True, help="Differential privacy: what a federation costs, and how much noise it needs."
@@ -40,6 +43,8 @@ def plan(
     from federation_configs.loading import load_config
     from federation_configs.privacy_plan import planned
 
+    if not math.isfinite(epsilon) or (delta is not None and not math.isfinite(delta)):
+        raise InputError("--epsilon and --delta: a finite number is needed")
     loaded = load_config(config)
     if loaded.privacy is None:
         raise InputError(f"{config}: it has no [privacy] table; begin with noise_multiplier = 1.0 there")
@@ -83,5 +88,7 @@ def _counts(text: str) -> dict[str, int]:
         name, given, number = part.strip().partition("=")
         if not given or not name.strip() or not number.strip().isdecimal() or name.strip() in counts:
             raise InputError(f"--sites {text}: write each site once with its patients, as north=1200,south=340")
-        counts[name.strip()] = int(number)
+        counts[name.strip()] = min(int(number[:12]), _MOST_PATIENTS + 1)
+        if counts[name.strip()] > _MOST_PATIENTS:
+            raise InputError(f"--sites {text}: {name.strip()} has more than {_MOST_PATIENTS} patients")
     return counts

@@ -178,6 +178,7 @@ class RoundLoop:
         asked = TrainRequest(
             **self._question(state, model),
             proximal_mu=aggregation.proximal_mu,
+            ema_tau=aggregation.ema_tau,
             teacher=state.stages[state.stage].teacher,
         )
         # Not what the sites have declared so far: one may describe itself while the round goes on, and the same replies
@@ -361,7 +362,11 @@ class RoundLoop:
         federation = self.config.federation
         options = federation.aggregation_options.model_dump()
         return build_aggregation(
-            federation.aggregation, options, model.layout.statistic_slices, model.layout.variance_slices
+            federation.aggregation,
+            options,
+            model.layout.statistic_slices,
+            model.layout.variance_slices,
+            model.layout.slices,
         )
 
     def _save(

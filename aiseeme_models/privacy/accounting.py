@@ -22,6 +22,8 @@ from aiseeme_models.privacy.spending import History, Spend, merged
 _MOST_SETTINGS = 12
 """PRV accounting takes some seconds for so many settings, and much longer for more."""
 _HIGHER_ORDERS = (72, 84, 96, 128, 192, 256, 384, 512)
+_MOST_STEPS = 10_000_000
+"""The grid of PRV accounting grows with the number of steps, up to all of the memory."""
 _MOST_PRECISE = 50.0
 """Beyond such an ε no bound is worth seconds of computing (and PRV accounting overflows)."""
 
@@ -32,8 +34,8 @@ class Epsilon:
 
     Attributes:
         rdp: by Rényi differential privacy (Mironov et al. 2019, arXiv 1908.10530).
-        prv: by privacy random variables (Gopi et al. 2021, arXiv 2106.02848); None where there are too many settings,
-            where every patient is in every step, and where ``rdp`` is beyond 50.
+        prv: by privacy random variables (Gopi et al. 2021, arXiv 2106.02848); None where there are too many settings or
+            steps, where every patient is in every step, and where ``rdp`` is beyond 50.
     """
 
     rdp: float
@@ -58,7 +60,9 @@ def epsilon(spends: Iterable[Spend], delta: float) -> Epsilon:
     if not history:
         return Epsilon(0.0, 0.0)
     rdp = _rdp(history, delta)
-    if rdp > _MOST_PRECISE or len(history) > _MOST_SETTINGS or any(spend.sample_rate == 1 for spend in history):
+    settings, steps = len(history), sum(spend.steps for spend in history)
+    too_much = rdp > _MOST_PRECISE or settings > _MOST_SETTINGS or steps > _MOST_STEPS
+    if too_much or any(spend.sample_rate == 1 for spend in history):
         return Epsilon(rdp, None)
     return Epsilon(rdp, _prv(history, delta))
 

@@ -27,7 +27,7 @@ def factors(squared_norms: dict[Parameter, Tensor], clipping: Clipping, bound: f
         bound: the largest norm ``C``.
 
     Returns:
-        For each parameter ``(B,)`` in (0, 1].
+        For each parameter ``(B,)`` in [0, 1].
     """
     if clipping == "per-layer":
         share = bound / math.sqrt(len(squared_norms))

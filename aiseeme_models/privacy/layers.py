@@ -21,8 +21,15 @@ from torch import Tensor, nn
 from aiseeme_models.backbones.norm import StandardisedConv2d
 from aiseeme_models.errors import InputError
 
-_CHUNK_FLOATS = 2**24
-"""At most so many floats (64 MB) of products are written down at once."""
+_CHUNK_FLOATS = 2**23
+"""At most so many double floats (64 MB) of products are written down at once."""
+_ROUNDING = 8.0
+"""The sum over patients is made in the network's precision, their norms in double. A norm counts as larger by so many
+units of rounding of its terms, or weights chosen to cancel would let more through than is counted. On the networks here
+that is less than 1e-4 of a norm."""
+_LARGEST = 1e8
+"""A patient with a larger value in a layer, or coming back to it, counts for nothing: products of such values with tiny
+ones lose what single precision cannot hold. Networks that learn stay orders of magnitude below."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,15 @@ class PatientLayer(ABC):
 
     @abstractmethod
     def squared_norms(self) -> dict[str, Tensor]:
-        """For each parameter's name the squared norm of every patient's gradient, ``(B,)``."""
+        """For each parameter's name an upper bound of the squared norm of every patient's gradient, ``(B,)`` float64.
+
+        It is larger than the norm by the rounding of `add_weighted` at most.
+        """
+
+    def usable(self) -> Tensor:
+        """Which patients' values are within the range in which gradients can be clipped, ``(B,)`` bool."""
+        within = [_largest(values) <= _LARGEST for call in self.calls for values in (call.x, call.g)]  # NaN is not
+        return torch.stack([rows.view(self.patients, -1).all(1) for rows in within]).all(0)
 
     @abstractmethod
     def add_weighted(self, weights: dict[str, Tensor]) -> None:
@@ -62,7 +77,7 @@ class PatientLayer(ABC):
 
     def _rows(self, weights: Tensor, call: Call) -> Tensor:
         """A patient's weight for each of its rows in a call, ``(B * m, 1, ...)``."""
-        repeated = weights.repeat_interleave(len(call.g) // self.patients)
+        repeated = weights.to(call.g.dtype).repeat_interleave(len(call.g) // self.patients)
         return repeated.view(-1, *([1] * (call.g.dim() - 1)))
 
 
@@ -83,12 +98,12 @@ class _Vectors(PatientLayer):
 
     def squared_norms(self) -> dict[str, Tensor]:
         """See `PatientLayer.squared_norms`."""
-        return {name: rows.square().sum(1) for name, rows in self._gradients.items()}
+        return {name: rows.double().square().sum(1) for name, rows in self._gradients.items()}
 
     def add_weighted(self, weights: dict[str, Tensor]) -> None:
         """See `PatientLayer.add_weighted`."""
         for name, rows in self._gradients.items():
-            _add(self.layer.get_parameter(name), weights[name] @ rows)
+            _add(self.layer.get_parameter(name), weights[name].to(rows.dtype) @ rows)
 
 
 class PatientGroupNorm(_Vectors):
@@ -132,7 +147,7 @@ class _Products(PatientLayer):
         """See `PatientLayer.squared_norms`."""
         found = {"weight": self._weight_norms()}
         if getattr(self.layer, "bias", None) is not None:
-            found["bias"] = self._biases().square().sum(1)
+            found["bias"] = self._biases().double().square().sum(1)
         return found
 
     def add_weighted(self, weights: dict[str, Tensor]) -> None:
@@ -144,7 +159,8 @@ class _Products(PatientLayer):
         assert total is not None
         _add(self.layer.get_parameter("weight"), self._through_parametrisation(total))
         if "bias" in weights:
-            _add(self.layer.get_parameter("bias"), weights["bias"] @ self._biases())
+            biases = self._biases()
+            _add(self.layer.get_parameter("bias"), weights["bias"].to(biases.dtype) @ biases)
 
     def _through_parametrisation(self, gradient: Tensor) -> Tensor:
         return gradient
@@ -162,13 +178,26 @@ class _Products(PatientLayer):
         norms = []
         for start in range(0, self.patients, step):
             end = min(start + step, self.patients)
-            a = torch.cat([self._inputs(call, start, end) for call in self.calls], dim=1)  # (b, T, D)
-            g = torch.cat([one[start:end] for one in gradients], dim=1)  # (b, T, O)
-            norms.append(self._chunk_norms(a, g, start, is_ghost=is_ghost))
+            a = torch.cat([self._inputs(call, start, end) for call in self.calls], dim=1).double()  # (b, T, D)
+            g = torch.cat([one[start:end] for one in gradients], dim=1).double()  # (b, T, O)
+            squares = self._chunk_norms(a, g, start, is_ghost=is_ghost).clamp(min=0)
+            norms.append((squares.sqrt() + self._rounding * self._terms(a, g)).square())
         return torch.cat(norms)
 
+    @property
+    def _rounding(self) -> float:
+        return _ROUNDING * float(torch.finfo(self.calls[0].g.dtype).eps)
+
+    def _terms(self, a: Tensor, g: Tensor) -> Tensor:
+        """The norms of the terms that a patient's gradient is a sum of, added up, ``(b,)``."""
+        terms: Tensor = (a.norm(dim=2) * g.norm(dim=2)).sum(1)
+        return terms
+
     def _chunk_norms(self, a: Tensor, g: Tensor, first: int, *, is_ghost: bool) -> Tensor:
-        """Squared norms ``(b,)`` of ``g^T a``, ``(b, O, D)``, written down or not, of patients from ``first`` on."""
+        """Squared norms ``(b,)`` of ``g^T a``, ``(b, O, D)``, written down or not, of patients from ``first`` on.
+
+        In double precision: weights can be made so that squares of what single precision holds leave its range.
+        """
         if is_ghost:
             return (torch.bmm(a, a.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))).flatten(1).sum(1)
         return torch.bmm(g.transpose(1, 2), a).flatten(1).square().sum(1)
@@ -253,11 +282,15 @@ class PatientStandardisedConv2d(PatientConv2d):
         super().__init__(layer, calls, patients)
         if self.layer.bias is not None:
             raise InputError("differential privacy has no rule for standardised convolutions with a bias")
-        filters = self.layer.weight.detach().flatten(1)
+        filters = self.layer.weight.detach().double().flatten(1)
         self._centred = filters - filters.mean(dim=1, keepdim=True)  # (O, D)
         self._squared = self._centred.square().sum(1)  # (O,)
         self._scale = torch.rsqrt(self._squared + 1e-6)  # (O,)
         self._outputs = [self._places(call.y) for call in calls]
+
+    def _terms(self, a: Tensor, g: Tensor) -> Tensor:
+        """See `_Products._terms`; the gradient goes on through the scale of each filter."""
+        return super()._terms(a, g * self._scale)
 
     def _chunk_norms(self, a: Tensor, g: Tensor, first: int, *, is_ghost: bool) -> Tensor:
         """See `_Products._chunk_norms`."""
@@ -267,17 +300,17 @@ class PatientStandardisedConv2d(PatientConv2d):
         else:
             written = torch.bmm(g.transpose(1, 2), a)  # (b, O, D)
             squares, sums = written.square().sum(2), written.sum(2)
-        y = torch.cat([one[first : first + len(g)] for one in self._outputs], dim=1)  # (b, T, O)
+        y = torch.cat([one[first : first + len(g)] for one in self._outputs], dim=1).double()  # (b, T, O)
         inputs, s2 = self._centred.shape[1], self._scale.square()
         product = (g * y).sum(1) / self._scale  # <c, G>
         rest = squares - sums.square() / inputs - (2 * s2 - s2.square() * self._squared) * product.square()
         return (s2 * rest.clamp(min=0)).sum(1)
 
     def _through_parametrisation(self, gradient: Tensor) -> Tensor:
-        flat, scale = gradient.flatten(1), self._scale.unsqueeze(1)
+        flat, scale = gradient.double().flatten(1), self._scale.unsqueeze(1)
         product = (self._centred * flat).sum(1, keepdim=True)
         through = scale * (flat - flat.mean(1, keepdim=True) - scale.square() * self._centred * product)
-        return through.view_as(gradient)
+        return through.to(gradient.dtype).view_as(gradient)
 
 
 _RULES: dict[type[nn.Module], Callable[[nn.Module, Sequence[Call], int], PatientLayer]] = {
@@ -305,6 +338,12 @@ def trained_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def patient_layer(layer: nn.Module, calls: Sequence[Call], patients: int) -> PatientLayer:
     """The patients' gradients of a layer that `trained_layers` gave."""
     return _RULES[type(layer)](layer, calls, patients)
+
+
+def _largest(values: Tensor) -> Tensor:
+    """The largest magnitude in each row of ``(N, ...)``, ``(N,)``."""
+    places = tuple(range(1, values.dim()))
+    return torch.maximum(values.amax(places), -values.amin(places))
 
 
 def _add(parameter: nn.Parameter, gradient: Tensor) -> None:

@@ -7,6 +7,11 @@ from pydantic import Field
 from aiseeme_models.options import Options
 from aiseeme_models.privacy.clipping import Clipping
 
+LEAST_NOISE = 0.01
+"""With less noise there is no epsilon worth the name, and no accountant that computes it in reasonable time."""
+LEAST_DELTA = 1e-12
+"""Below it accountants leave the range of double precision."""
+
 
 class PrivacyOptions(Options):
     """DP-SGD with the patient as the unit (Abadi et al. 2016, arXiv 1607.00133).
@@ -21,9 +26,11 @@ class PrivacyOptions(Options):
     ``noise_multiplier``.
     """
 
-    noise_multiplier: float = Field(gt=0, le=1000, description="standard deviation of the noise over max_grad_norm")
-    max_grad_norm: float = Field(1.0, gt=0, le=1e6, description="largest norm of a patient's gradient")
-    delta: float = Field(1e-5, gt=0, lt=0.1, description="the delta at which a run's epsilon is told")
+    noise_multiplier: float = Field(
+        ge=LEAST_NOISE, le=1000, description="standard deviation of the noise over max_grad_norm"
+    )
+    max_grad_norm: float = Field(1.0, ge=1e-3, le=1e6, description="largest norm of a patient's gradient")
+    delta: float = Field(1e-5, ge=LEAST_DELTA, lt=0.1, description="the delta at which a run's epsilon is told")
     clipping: Clipping = Field("flat", description="flat, per-layer or adaptive")
     quantile: float = Field(0.5, gt=0, lt=1, description="adaptive: the part of patients that is not clipped")
     adapt_rate: float = Field(0.2, gt=0, le=1, description="adaptive: how fast the bound follows")
@@ -39,6 +46,8 @@ class SitePrivacyOptions(Options):
     1710.06963). The coordinator sees the updates as they are.
     """
 
-    noise_multiplier: float = Field(gt=0, le=1000, description="standard deviation of the sum's noise over clip_norm")
+    noise_multiplier: float = Field(
+        ge=LEAST_NOISE, le=1000, description="standard deviation of the sum's noise over clip_norm"
+    )
     clip_norm: float = Field(gt=0, le=1e6, description="largest norm of what a site changes in a round")
-    delta: float = Field(1e-5, gt=0, lt=0.1, description="the delta at which epsilon is told")
+    delta: float = Field(1e-5, ge=LEAST_DELTA, lt=0.1, description="the delta at which epsilon is told")

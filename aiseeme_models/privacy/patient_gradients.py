@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class PatientGradients:
             value = loss()
         outputs = [y for name, _ in self._layers for _, y in uses[name]]
         gradients = iter(torch.autograd.grad(value * patients, outputs, allow_unused=True))
-        with torch.no_grad():
+        with torch.no_grad(), _single_precision():
             return value.detach(), self._add(uses, gradients, patients, clipping, bound)
 
     def _add(
@@ -63,7 +63,8 @@ class PatientGradients:
         }
         found, squares = self._squares(calls, patients)
         whole = torch.stack([norms for of_layer in squares for norms in of_layer.values()]).sum(0)  # (B,)
-        if not (usable := whole.isfinite()).all():
+        usable = torch.stack([whole.isfinite(), *(layer.usable() for layer in found)]).all(0)
+        if not usable.all():
             # Such a patient counts for nothing: one image must not spoil a round, nor tell that it is there.
             calls = {name: [_without(call, usable) for call in of_layer] for name, of_layer in calls.items()}
             found, squares = self._squares(calls, patients)
@@ -106,6 +107,15 @@ class PatientGradients:
                 handle.remove()
             for parameter, before in wanted.items():
                 parameter.requires_grad_(before)
+
+
+def _single_precision() -> AbstractContextManager[None]:
+    """No TF32 in convolutions: it would keep 10 bits of a clipped gradient, of which its norm knows nothing."""
+    cudnn = torch.backends.cudnn
+    context: AbstractContextManager[None] = cudnn.flags(
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+    )
+    return context
 
 
 def _without(call: Call, usable: Tensor) -> Call:

@@ -78,6 +78,11 @@ class SharedLayout:
         """Where in the vector the variances lie: values that are never negative in an honest update."""
         return self._slices("variance")
 
+    @cached_property
+    def slices(self) -> tuple[slice, ...]:
+        """Where in the vector each tensor lies, in order."""
+        return self._slices("parameter", "statistic", "variance")
+
     def _slices(self, *kinds: Kind) -> tuple[slice, ...]:
         slices, start = [], 0
         for entry in self.entries:

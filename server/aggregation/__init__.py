@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from server.aggregation import fedadam, fedavg, fedavgm, fedprox, median, trimmed_mean  # noqa: F401  (registers them)
+from server.aggregation import (  # noqa: F401  (registers them)
+    fedadam,
+    fedavg,
+    fedavgm,
+    fedema,
+    fedprox,
+    ldawa,
+    median,
+    trimmed_mean,
+)
 from server.aggregation.base import Aggregation, UpdateRefused, aggregations, build_aggregation
 
 __all__ = ["Aggregation", "UpdateRefused", "aggregations", "build_aggregation"]

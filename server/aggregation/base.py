@@ -41,6 +41,8 @@ class Aggregation(ABC):
     Attributes:
         options_type: the method's typed options.
         proximal_mu: weight of the proximal term that the sites add to their loss (FedProx); 0 for none.
+        ema_tau: how much of their own model sites keep (FedEMA); None: nothing.
+        layers: the places of the tensors in the vector, in order, without gaps; empty where nobody needs them.
 
     Args:
         options: an instance of ``options_type``.
@@ -52,6 +54,8 @@ class Aggregation(ABC):
 
     options_type: ClassVar[type[Options]] = Options
     proximal_mu: float = 0.0
+    ema_tau: float | None = None
+    layers: tuple[slice, ...] = ()
 
     def __init__(self, options: Options, statistics: Sequence[slice] = (), variances: Sequence[slice] = ()) -> None:
         if not isinstance(options, self.options_type):
@@ -175,6 +179,7 @@ def build_aggregation(
     settings: Mapping[str, object] | None = None,
     statistics: Sequence[slice] = (),
     variances: Sequence[slice] = (),
+    layers: Sequence[slice] = (),
 ) -> Aggregation:
     """The aggregation called ``name`` with ``settings`` for its options; see `Aggregation` for the slices.
 
@@ -185,4 +190,5 @@ def build_aggregation(
     options = parse_options(method.options_type, settings or {}, where="aggregation_options", owner=name)
     aggregation = method(options, statistics)
     aggregation.variances = tuple(variances)  # looked at by `Aggregation.fold` alone, so methods need not pass them on
+    aggregation.layers = tuple(layers)
     return aggregation

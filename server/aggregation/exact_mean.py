@@ -16,7 +16,7 @@ Memory: the sums, which are twice the model, whatever the number of sites. The r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,32 +39,42 @@ class ExactMean(Aggregation):
         self._buffer = np.zeros(2 * self._opened().size, dtype=np.float32)  # (2 P,): holds the (P,) int64 sums
 
     def _take(self, update: Vector, weight: int) -> None:
+        on_all_cores(update.size, lambda parts: self._add(update, weight, parts))
+
+    def _add(self, update: Vector, weight: int, parts: Iterator[slice]) -> None:
+        """Add ``update`` times ``weight`` to the sums, in these parts of the vector, each at most `CHUNK` long."""
         assert self._buffer is not None
         sums = self._buffer.view(np.int64)  # (P,)
         scale = math.ldexp(float(weight), self._scale_bits)
-
-        def add(parts: Iterator[slice]) -> None:
-            scaled, terms = np.empty(CHUNK), np.empty(CHUNK, dtype=np.int64)
-            for part in parts:
-                count = part.stop - part.start
-                term = terms[:count]
-                value = scaled[:count]
-                np.multiply(update[part], scale, out=value, dtype=np.float64)
-                np.rint(value, out=value)
-                np.copyto(term, value, casting="unsafe")
-                total = sums[part]
-                np.add(total, term, out=total)
-
-        on_all_cores(update.size, add)
+        scaled, terms = np.empty(CHUNK), np.empty(CHUNK, dtype=np.int64)
+        for part in parts:
+            count = part.stop - part.start
+            term = terms[:count]
+            value = scaled[:count]
+            np.multiply(update[part], scale, out=value, dtype=np.float64)
+            np.rint(value, out=value)
+            np.copyto(term, value, casting="unsafe")
+            total = sums[part]
+            np.add(total, term, out=total)
 
     def _close(self, current: Vector) -> Vector:
+        divisor = math.ldexp(float(self.total_weight), self._scale_bits)
+        return self._divided(current, [(slice(0, current.size), divisor)])
+
+    def _divided(self, current: Vector, divisors: Iterable[tuple[slice, float]]) -> Vector:
+        """The sums over their divisors, and the server's step; where the divisor is 0, what is ``current``.
+
+        Args:
+            current: the global model ``(P,)``.
+            divisors: parts of the vector in order, without gaps.
+        """
         buffer, self._buffer = self._buffer, None
         assert buffer is not None
         sums = buffer.view(np.int64)  # (P,)
-        divisor = math.ldexp(float(self.total_weight), self._scale_bits)
         # In place, forwards and on one core: writing float32 number k only overwrites the sum k / 2, which is used up.
-        for part in chunks(0, current.size):
-            buffer[part] = sums[part] / divisor
+        for whole, divisor in divisors:
+            for part in chunks(whole.start, whole.stop):
+                buffer[part] = sums[part] / divisor if divisor else current[part]
         del sums
         buffer.resize(current.size, refcheck=False)  # no view is left; the second half goes back to the system
         self._server_step(current, buffer)

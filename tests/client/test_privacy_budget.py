@@ -146,6 +146,7 @@ TAMPERING = {
     "another version": lambda home: edited(home / BUDGET_FILE, lambda d: d.update(format=2)),
     "an unknown key": lambda home: edited(home / BUDGET_FILE, lambda d: d.update(refund=True)),
     "another entry": lambda home: edited(home / BUDGET_FILE, lambda d: d.update(seq=d["seq"] - 1)),
+    "no such noise": lambda home: edited(home / BUDGET_FILE, lambda d: d["settings"][0].__setitem__(0, -1.0)),
     "no JSON": lambda home: (home / BUDGET_FILE).write_text("{"),
     "the file removed": lambda home: (home / BUDGET_FILE).unlink(),
     "the ledger cut off": lambda home: (home / "ledger.jsonl").write_bytes(
@@ -153,6 +154,9 @@ TAMPERING = {
     ),
     "the ledger removed": lambda home: (home / "ledger.jsonl").unlink(),
 }
+
+
+FILE_IS_GONE = {"another version", "an unknown key", "no such noise", "no JSON", "the file removed"}
 
 
 @pytest.mark.parametrize("how", TAMPERING)
@@ -192,7 +196,11 @@ def test_a_rebuilt_budget_has_the_larger_of_what_both_say(home, how):
     for number in (1, 2, 3):
         charge(home, number)
     TAMPERING[how](home)
-    assert {one.noise_multiplier: one.steps for one in budget(home).rebuild()}[1.0] == 30
+    if how in FILE_IS_GONE:  # then a ledger that was cut off would not show
+        with pytest.raises(BudgetBroken, match="gone or cannot be read"):
+            budget(home).rebuild()
+    rebuilt = budget(home).rebuild(ledger_only=how in FILE_IS_GONE)
+    assert {one.noise_multiplier: one.steps for one in rebuilt}[1.0] == 30
     assert any(entry.kind == "budget-rebuilt" for entry in Ledger.in_home(home).entries())
     assert charge(home, 4, run="later") == (ROUND,)
     assert {one.noise_multiplier: one.steps for one in budget(home).spent()}[1.0] == 40
@@ -207,7 +215,7 @@ def test_the_command_shows_what_is_spent_and_what_a_federation_would_cost(home, 
         '[[curriculum.stage]]\ntask = "rotation"\nrounds = 5\nbatch_size = 16\n[privacy]\nnoise_multiplier = 1.0\n'
     )
     charge(home, 1)
-    one, whole = epsilon([ROUND], 1e-5).value, epsilon([ROUND, Spend(1.0, 16 / 205, 60)], 1e-5).value
+    one, whole = epsilon([ROUND], 1e-5).value, epsilon([ROUND, Spend(1.0, 16 / 200, 60)], 1e-5).value
     said = site(config, "--home", home, "--patients", 205)
     assert (said.returncode, said.stderr) == (0, "")
     assert f"spent: epsilon {one:.2f} at delta 1e-05, by 10 steps" in said.stdout
@@ -215,10 +223,17 @@ def test_the_command_shows_what_is_spent_and_what_a_federation_would_cost(home, 
     assert f"with what was spent before, {whole:.2f}" in said.stdout
     assert ("MORE THAN THE BUDGET" in said.stdout) == (whole > 4.0)
     assert "which this site refuses" in site("demo", "--home", home).stdout
+    (home / "site.toml").write_text("[privacy]\nepsilon = 300.0\nlocal_noise = 2.0\nlocal_clip = 1.0\n")
+    own = epsilon([ROUND, Spend(1.0, 1.0, 15)], 1e-5).value
+    assert f"{own:.2f}: within the budget" in site("demo", "--home", home, "--patients", 205).stdout
+    (home / "site.toml").write_text("[privacy]\nepsilon = 4.0\n")
     for wrong in ([config, "--patients", 9], ["nothing.toml"], [config]):
         said = site(*wrong, "--home", home)
         assert (said.returncode, said.stdout) == (2, "") and said.stderr.startswith("error: ")
     (home / BUDGET_FILE).write_text("{")
-    said = site("--home", home, "--rebuild", "--json")
+    said = site("--home", home, "--rebuild")
+    assert said.returncode == 1 and "say --ledger-only too" in said.stderr
+    assert site("--home", home, "--ledger-only").returncode == 2
+    said = site("--home", home, "--rebuild", "--ledger-only", "--json")
     assert said.returncode == 0, said.stderr
     assert json.loads(said.stdout)["charges"] == [{"noise_multiplier": 1.0, "sample_rate": 0.1, "steps": 10}]

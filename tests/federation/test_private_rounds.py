@@ -202,3 +202,35 @@ REFUSED = [
 def test_what_cannot_be_private_is_refused_when_the_configuration_is_read(changes, reason):
     with pytest.raises(InputError, match=f"(?s){reason}"):
         private(**changes)
+
+
+def test_nobody_can_know_the_views_of_a_private_round_at_a_real_site(federation, monkeypatch):
+    """They are drawn batch by batch: known views would tell, by another patient's, whether one was in the batch."""
+    from aiseeme_models.training import loop
+
+    seeds = {"real": [], "simulated": [], "not private": []}
+    plain = loop.train_round
+    for kind in seeds:
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                loop, "train_round", lambda *a, s=seeds[kind], **k: (s.append(k["seed"]), plain(*a, **k))[1]
+            )
+            for again in "ab":
+                config = tiny_config(curriculum={"stage": [STAGE | {"task": "rotation"}]}, holdout={"validation": 0.3})
+                made = federation(config if kind == "not private" else private(), where=kind + again)
+                if kind == "simulated":
+                    made.play()
+                else:
+                    played_signed(gated(made) if kind == "not private" else with_budgets(made))
+    assert len(set(seeds["real"])) == len(seeds["real"]) > 4
+    for kind in ("simulated", "not private"):
+        half = len(seeds[kind]) // 2
+        assert seeds[kind][:half] == seeds[kind][half:]
+
+
+def test_epsilon_does_not_tell_how_many_patients_there_are_within_ten():
+    config = private()
+    assert {round_spend(config, 0, patients) for patients in range(200, 210)} == {round_spend(config, 0, 200)}
+    assert round_spend(config, 0, 210).sample_rate < round_spend(config, 0, 209).sample_rate
+    assert round_spend(config, 0, 200).sample_rate == 4 / 200
+    assert round_spend(config, 0, 209).sample_rate > 4 / 209, "never less than what is drawn"

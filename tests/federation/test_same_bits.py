@@ -72,7 +72,7 @@ def test_the_order_of_arrival_does_not_change_a_bit(federation, monkeypatch):
     np.testing.assert_array_equal(in_order, play("reversed", lambda items: items[::-1]))
 
 
-@pytest.mark.parametrize("aggregation", ["fedavg", "fedadam", "fedavgm", "median"])
+@pytest.mark.parametrize("aggregation", ["fedavg", "fedadam", "fedavgm", "median", "fedema", "l-dawa"])
 @pytest.mark.parametrize(
     ("moment", "count"),
     [

@@ -12,7 +12,8 @@ from aiseeme_models.errors import InputError
 from aiseeme_models.privacy.accounting import epsilon
 from aiseeme_models.privacy.noise import SecretDraws
 from aiseeme_models.privacy.spending import Spend
-from aiseeme_models.privacy.updates import clipped_update, noisy
+from aiseeme_models.privacy.updates import clipped_change, clipped_update, noisy
+from aiseeme_models.training.loop import NonFiniteLoss
 from client.ledger import Ledger
 from client.site_config import BudgetOptions
 from federation_configs.wire import SiteError
@@ -137,13 +138,47 @@ def test_a_site_that_trusts_nobody_adds_noise_itself_and_tells_no_loss(federatio
     assert stats.chi2.cdf((noise**2).sum() - (0.1 / 0.2) ** 2, df=noise.size) < 0.9995
     assert stats.chi2.cdf((noise**2).sum(), df=noise.size) > 0.0005
     assert '"loss":null' in sent["alpha"][1] and '"loss":null' not in sent["beta"][1]
-    cost = epsilon([Spend(2.0, 1.0, 1)], 1e-5).value
+    cost = epsilon([Spend(1.0, 1.0, 1)], 1e-5).value  # without a patient the update may be twice local_clip away
     assert state.sites["alpha"].epsilon == pytest.approx(cost) and state.sites["beta"].epsilon is None
-    assert [one.spend for one in Ledger.in_home(made.sites[0].state_folder).charges()] == [Spend(2.0, 1.0, 1)]
+    assert [one.spend for one in Ledger.in_home(made.sites[0].state_folder).charges()] == [Spend(1.0, 1.0, 1)]
+
+
+def test_a_training_that_fails_at_it_is_answered_with_noise_alone(federation, monkeypatch):
+    """An error would tell, without any noise, that a patient is there with whom the loss is infinite."""
+
+    def diverges(*_, **__):
+        raise NonFiniteLoss("inf")
+
+    monkeypatch.setattr("aiseeme_models.training.loop.train_round", diverges)
+    config = tiny_config(
+        curriculum=ONE_ROUND, holdout={"test": 0.1, "validation": 0.3}, federation={"min_sites": 1, "round_retries": 0}
+    )
+    sent = []
+
+    def keep(message, reply):
+        if message.metadata.message_type == "train":
+            sent.append(reply.content["weights"]["flat"].numpy().copy())
+        return reply
+
+    state, _ = played_signed(with_own_noise(federation(config, alter={"alpha": keep}), "alpha"))
+    assert state.sites["alpha"].answered == 1
+    assert {site.missed[0].reason for name, site in state.sites.items() if name != "alpha"} == {
+        SiteError.NON_FINITE_LOSS.sentence
+    }
+    noise = (sent[0].astype(np.float64) - start(config)) / (2.0 * 0.1)
+    assert 0.0005 < stats.chi2.cdf((noise**2).sum(), df=noise.size) < 0.9995
+
+
+def test_what_is_not_finite_leaves_as_nothing_under_the_noise():
+    there, here = np.full(5, np.nan, np.float32), np.zeros(5, np.float32)
+    assert np.array_equal(clipped_change(there, here, 0.2), np.zeros(5))
+    there[:] = 3.0
+    assert np.linalg.norm(clipped_change(there, here, 0.2)) == pytest.approx(0.2, rel=1e-12)
+    assert np.array_equal(clipped_change(here + np.float32(0.01), here, 0.2), np.full(5, np.float32(0.01), np.float64))
 
 
 def test_its_noise_is_charged_to_its_budget_and_a_run_that_is_too_long_refused(federation):
-    limit = epsilon([Spend(2.0, 1.0, 1)], 1e-5).value * 1.01
+    limit = epsilon([Spend(1.0, 1.0, 1)], 1e-5).value * 1.01
     plain = {"holdout": {"test": 0.1, "validation": 0.3}}
     short = with_own_noise(federation(tiny_config(curriculum=ONE_ROUND, **plain), where="a"), "alpha", epsilon=limit)
     assert played_signed(short)[0].sites["alpha"].answered == 1

@@ -13,7 +13,7 @@ from scipy import stats
 from aiseeme_models.errors import InputError, RunFailed
 from server.aggregation import aggregations, build_aggregation
 
-EVERY = ["fedadam", "fedavg", "fedavgm", "fedprox", "median", "trimmed-mean"]
+EVERY = ["fedadam", "fedavg", "fedavgm", "fedema", "fedprox", "l-dawa", "median", "trimmed-mean"]
 SIZE = 200_003  # several chunks, the last one short
 
 
@@ -46,7 +46,7 @@ def test_there_is_one_file_per_method():
     assert list(aggregations) == EVERY
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedprox"])
+@pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedema"])
 def test_the_weighted_mean_equals_numpy(name, tmp_path):
     current, updates, weights = random_updates(7)
     result = play(build_aggregation(name), current, updates, weights, tmp_path)
@@ -271,3 +271,50 @@ def test_leftovers_of_a_killed_round_are_not_counted(tmp_path):
     result = play(method, np.ones(3, dtype=np.float32), [np.full(3, 2, dtype=np.float32)], [1], tmp_path)
     assert result.tolist() == [2, 2, 2]
     assert not list(tmp_path.iterdir())
+
+
+LAYERS = [slice(0, 5), slice(5, 6), slice(6, 40_000), slice(40_000, SIZE)]
+
+
+def naive_ldawa(current, updates, weights, layers, statistics=()):
+    """Layer by layer in double precision: weights are images times the cosine, which is at least 0."""
+    result = current.astype(np.float64)
+    for part in layers:
+        ours = current[part].astype(np.float64)
+        shares = []
+        for update, images in zip(updates, weights, strict=True):
+            theirs = update[part].astype(np.float64)
+            cosine = ours @ theirs / (np.linalg.norm(ours) * np.linalg.norm(theirs)) if ours.any() else 1.0
+            shares.append(images * (1.0 if part in statistics else max(0.0, cosine)))
+        if sum(shares):
+            result[part] = np.average([update[part].astype(np.float64) for update in updates], axis=0, weights=shares)
+    return result
+
+
+def test_l_dawa_weights_each_layer_by_its_agreement(tmp_path):
+    current, updates, weights = random_updates(4)
+    updates[2] = -updates[2]  # a site that goes the other way
+    updates[3][LAYERS[0]] += 3
+    current[LAYERS[1]] = 0  # a bias at the start
+    method = build_aggregation("l-dawa", statistics=[LAYERS[3]], layers=LAYERS)
+    result = play(method, current, updates, weights, tmp_path)
+    reference = naive_ldawa(current, updates, weights, LAYERS, [LAYERS[3]])
+    np.testing.assert_allclose(result, reference, rtol=2e-4, atol=2e-4 * np.abs(reference).mean())
+    assert np.abs(result - weighted_mean(updates, weights)).max() > 0.1
+    np.testing.assert_allclose(result[LAYERS[3]], weighted_mean(updates, weights)[LAYERS[3]], rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(result[LAYERS[1]], weighted_mean(updates, weights)[LAYERS[1]], rtol=1e-5)
+
+
+def test_l_dawa_leaves_a_layer_with_which_nobody_agrees(tmp_path):
+    current = np.array([1.0, 2.0, 3.0, 4.0], dtype=np.float32)
+    updates = [np.array([-1.0, -2.0, 3.5, 4.0], dtype=np.float32), np.array([-2.0, -1.0, 2.5, 4.0], dtype=np.float32)]
+    method = build_aggregation("l-dawa", layers=[slice(0, 2), slice(2, 4)])
+    result = play(method, current, updates, [10, 10], tmp_path)
+    assert result[:2].tolist() == [1.0, 2.0]
+    assert result[2:] == pytest.approx([3.0, 4.0], abs=0.01)
+
+
+def test_l_dawa_with_sites_that_agree_alike_is_the_mean(tmp_path):
+    current, updates, weights = random_updates(1)
+    result = play(build_aggregation("l-dawa", layers=LAYERS), current, updates * 3, weights * 3, tmp_path)
+    assert_float32_close(result, updates[0])
