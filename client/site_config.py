@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints, ValidationError, ValidationInfo, 
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.rejection import POLICY_REASONS, RejectReason
 from aiseeme_models.options import Options
-from aiseeme_models.privacy.options import LEAST_DELTA, LEAST_NOISE
+from aiseeme_models.privacy.spending import LEAST_DELTA, LEAST_NOISE
 from client.schedule import ScheduleOptions
 
 if TYPE_CHECKING:

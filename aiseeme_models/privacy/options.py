@@ -6,11 +6,7 @@ from pydantic import Field
 
 from aiseeme_models.options import Options
 from aiseeme_models.privacy.clipping import Clipping
-
-LEAST_NOISE = 0.01
-"""With less noise there is no epsilon worth the name, and no accountant that computes it in reasonable time."""
-LEAST_DELTA = 1e-12
-"""Below it accountants leave the range of double precision."""
+from aiseeme_models.privacy.spending import LEAST_DELTA, LEAST_NOISE
 
 
 class PrivacyOptions(Options):

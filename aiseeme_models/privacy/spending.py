@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+LEAST_NOISE = 0.01
+"""With less noise there is no epsilon worth the name, and no accountant that computes it in reasonable time."""
+LEAST_DELTA = 1e-12
+"""Below it accountants leave the range of double precision."""
+
 
 @dataclass(frozen=True, order=True)
 class Spend:
