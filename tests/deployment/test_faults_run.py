@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import datetime
 
 import psutil
@@ -16,7 +17,6 @@ from tests.deployment.faults import (
     Watch,
     begin,
     configured,
-    frozen,
     healed,
     launched,
     processor_s,
@@ -113,13 +113,20 @@ def test_a_run_whose_quorum_is_gone_fails_with_the_reason_and_goes_on_when_the_s
 
 def test_a_run_whose_process_keeps_crashing_has_failed(federation):
     """In another project a job whose process had crashed was "training" for hours."""
+    run, killed = begin(federation, **LONG), set()
     serving = psutil.Process(federation.server.process.pid)
-    with frozen([serving]):
-        run = begin(federation)
-        (run.folder / "config.toml").write_text("this is no configuration")
-        assert run.row.status == "queued"
-    row = run.wait_for_end(120)
-    assert row.status == "failed"
+
+    def killed_again() -> bool:
+        for child in serving.children():
+            with suppress(psutil.NoSuchProcess):
+                if "server.coordinator" in child.cmdline() and child.pid not in killed:
+                    child.kill()
+                    killed.add(child.pid)
+        return run.row.status == "failed"
+
+    until(killed_again, "the run is given up", deadline_s=180)
+    row = run.row
+    assert len(killed) == 5
     assert row.reason == "its process ended 5 times in round 1: see coordinator.log"
     assert "its process ended unexpectedly (5 of 5)" in federation.server.says()
 

@@ -29,7 +29,7 @@ def test_a_running_site_takes_up_its_renewed_certificate_and_its_changed_setting
 
         (alpha.home / "site.toml").write_text('[policy]\ntasks = ["no-such-task"]\n')
         until(lambda: "the changed settings are not used" in alpha.service.says(), "the mistake is told")
-        assert alpha.service.says().count("started again") == 1
+        assert alpha.service.says().count("node and runner are started again") == 1
         (alpha.home / "site.toml").write_text('[policy]\ntasks = ["rotation"]\n')
-        until(lambda: alpha.service.says().count("started again") == 2, "the settings are taken up")
+        until(lambda: alpha.service.says().count("node and runner are started again") == 2, "the settings are taken up")
         assert alpha.service.stop() == 0
