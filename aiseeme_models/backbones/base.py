@@ -32,6 +32,18 @@ class Backbone(nn.Module, ABC):
         """``(B, C, H, W)`` float32 normalised images to globally averaged features ``(B, D)``."""
         return self.forward_map(images).mean(dim=(2, 3))
 
+    def forward_blocks(self, images: Tensor) -> dict[str, Tensor]:
+        """Features after each block, by its name, for looking inside.
+
+        Args:
+            images: ``(B, C, H, W)`` float32 normalised.
+
+        Returns:
+            Pooled features ``(B, D_block)`` from the first block to the last; the last ones are those of `forward`, and
+            here the only ones: a backbone that has blocks to show gives them.
+        """
+        return {"features": self(images)}
+
 
 class BackboneFactory(Protocol):
     """Builds a backbone with weights that are not yet seeded."""

@@ -115,10 +115,22 @@ class ResNet(Backbone):
 
     def forward_map(self, images: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, D, H/32, W/32)``, or ``H/16`` with ``small_images``."""
-        x = self.maxpool(torch.relu(self.bn1(self.conv1(images))))
-        x = self.layer2(self.layer1(x))
+        x = self.layer2(self.layer1(self._stem(images)))
         features: Tensor = self.layer4(self.layer3(x))
         return features
+
+    def forward_blocks(self, images: Tensor) -> dict[str, Tensor]:
+        """See `Backbone.forward_blocks`: stem and the four layers, globally averaged."""
+        x = self._stem(images)
+        pooled = {"stem": x.mean(dim=(2, 3))}
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            x = self.get_submodule(name)(x)
+            pooled[name] = x.mean(dim=(2, 3))
+        return pooled
+
+    def _stem(self, images: Tensor) -> Tensor:
+        stem: Tensor = self.maxpool(torch.relu(self.bn1(self.conv1(images))))
+        return stem
 
 
 @backbones.register("resnet-tiny")
