@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, TypeVar
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import rounds
+from client import comparing, rounds
 from client.refusals import code_of, error_reply, note
 from client.site import Site
 from federation_configs.records import nonce_of, pack, signature_of, unpack_body, unpack_weights
 from federation_configs.wire import (
+    AnalyseReply,
+    AnalyseRequest,
     DescribeReply,
     DescribeRequest,
     EvaluateReply,
@@ -24,6 +26,7 @@ from federation_configs.wire import (
     TeachRequest,
     TrainReply,
     TrainRequest,
+    WeightedRequest,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from client.gate import Visit
     from federation_configs.records import Floats
 
-    Answer = tuple[DescribeReply | TeachReply | TrainReply | EvaluateReply, Floats | None]
+    Answer = tuple[DescribeReply | TeachReply | TrainReply | EvaluateReply | AnalyseReply, Floats | None]
 
 Asked = TypeVar("Asked", bound=Request)
 
@@ -62,6 +65,10 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     def evaluate(site: Site, request: EvaluateRequest, content: RecordDict) -> Answer:
         return rounds.evaluate(site, request, weights_in(site, request, content)), None
 
+    def analyse(site: Site, request: AnalyseRequest, content: RecordDict) -> Answer:
+        size = comparing.expected_size(request)
+        return comparing.analyse(site, request, unpack_weights(content, size, request.config.federation.transfer)), None
+
     def guarded(
         kind: str, asked: type[Asked], handle: Callable[[Site, Asked, RecordDict], Answer]
     ) -> Callable[[Message, Context], Message]:
@@ -71,7 +78,7 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
             try:
                 site = site_of(context)
                 visit = None if site.gate is None else site.gate.visit(kind)
-                request = unpack_body(message.content, asked, weights=issubclass(asked, RoundRequest), signed=True)
+                request = unpack_body(message.content, asked, weights=issubclass(asked, WeightedRequest), signed=True)
                 if visit is not None:
                     visit.admit(request, *signature_of(message.content))
                 if site.survey is not None:
@@ -96,6 +103,7 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     app.query("teach")(guarded("teach", TeachRequest, teach))
     app.train()(guarded("train", TrainRequest, train))
     app.evaluate()(guarded("evaluate", EvaluateRequest, evaluate))
+    app.query("analyse")(guarded("analyse", AnalyseRequest, analyse))
     return app
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from aiseeme_models.analysis.comparison import whole_batches
 from client.ledger import Ledger
-from client.policy import check_hours, check_images, check_stamp, check_validation, decide
+from client.policy import check_comparison, check_hours, check_images, check_stamp, check_validation, decide
 from client.refusals import Refusal
 from client.schedule import ScheduleOptions
 from client.site_config import BudgetOptions, PolicyOptions
@@ -17,6 +18,8 @@ from federation_configs.loading import config_sha256
 from federation_configs.records import left_with
 from federation_configs.signatures import is_signed, public_key
 from federation_configs.wire import (
+    AnalyseReply,
+    AnalyseRequest,
     DescribeReply,
     DescribeRequest,
     EvaluateReply,
@@ -78,13 +81,14 @@ class Gate:
 
     def decide(self, request: Request, now: float) -> None:
         """Refuse what the policy does not allow (see `client.policy.decide`), at ``now`` seconds since 1970."""
-        day = self.ledger.epochs_since(datetime.fromtimestamp(now, UTC) - _DAY)
+        since = datetime.fromtimestamp(now, UTC) - _DAY
+        epochs, comparisons = self.ledger.epochs_since(since), self.ledger.comparisons_since(since)
         # What is not private would cost more than any budget, unless the site makes all that leaves private itself.
         needs = (self.policy.require_dp or self.budget.epsilon is not None) and self.budget.local_noise is None
-        decide(self.policy, request, epochs_today=day, needs_privacy=needs)
+        decide(self.policy, request, epochs_today=epochs, comparisons_today=comparisons, needs_privacy=needs)
 
     def visit(self, kind: str) -> Visit:
-        """Begin with a message that asks to ``kind``: describe, teach, train or evaluate."""
+        """Begin with a message that asks to ``kind``: describe, teach, train, evaluate or analyse."""
         return Visit(self, kind)
 
     def signer(self, kind: str, signature: str | None, digest: bytes) -> str | None:
@@ -159,13 +163,18 @@ class Visit:
         else:
             fields["images"] = len(site.rows_of("validation", holdout))
             check_validation(fields["images"])
+        if isinstance(request, AnalyseRequest):
+            check_comparison(fields["images"])
+            fields["images"] = whole_batches(fields["images"], request.images)
         with self._gate.ledger.locked():
-            if isinstance(request, TrainRequest):  # again, as another process may have begun one meanwhile
+            if isinstance(request, TrainRequest | AnalyseRequest):  # again, as others may have begun meanwhile
                 self._gate.decide(request, self._gate.clock())
             self._enter("started", **fields)
         self._begun = True
 
-    def answered(self, reply: DescribeReply | TeachReply | TrainReply | EvaluateReply, content: RecordDict) -> None:
+    def answered(
+        self, reply: DescribeReply | TeachReply | TrainReply | EvaluateReply | AnalyseReply, content: RecordDict
+    ) -> None:
         """Enter what is about to leave.
 
         Args:

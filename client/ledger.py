@@ -61,6 +61,7 @@ class Ledger:
         self._chain = Chain()
         self._nonces: set[str] = set()
         self._trainings: list[tuple[datetime, float]] = []
+        self._comparisons: list[datetime] = []
         self._charges: list[Charge] = []
 
     @classmethod
@@ -168,6 +169,11 @@ class Ledger:
         with self.locked():
             return sum(epochs for begun, epochs in self._trainings if begun >= when)
 
+    def comparisons_since(self, when: datetime) -> int:
+        """Comparisons of models that began since ``when`` (an aware time)."""
+        with self.locked():
+            return sum(begun >= when for begun in self._comparisons)
+
     def knows(self, nonce: str) -> bool:
         """Whether a coordinator's request with this nonce is entered, by any process and at any time."""
         with self.locked():
@@ -210,6 +216,8 @@ class Ledger:
             self._nonces.add(fields["nonce"])
         if entry.kind == "started" and isinstance(fields.get("epochs"), (int, float)):
             self._trainings.append((entry.time, float(fields["epochs"])))
+        if entry.kind == "started" and fields.get("what") == "analyse":
+            self._comparisons.append(entry.time)
         if entry.kind == SPENT:
             charge = Charge.read(entry.seq, entry.sha256, fields)
             if charge is None:

@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import datetime
 
+from aiseeme_models.analysis.comparison import whole_batches
 from client.refusals import Refusal
 from client.schedule import ScheduleOptions
 from client.site_config import SMALLEST_SITE, PolicyOptions
-from federation_configs.wire import LONGEST_VALIDITY_S, Request, RoundRequest, SiteError, Stamp, TrainRequest
+from federation_configs.wire import (
+    LARGEST_COMPARISON,
+    LONGEST_VALIDITY_S,
+    AnalyseRequest,
+    Request,
+    RoundRequest,
+    SiteError,
+    Stamp,
+    TrainRequest,
+)
 
 CLOCK_TOLERANCE_S = 120.0
 """How far ahead of the site's clock the coordinator's may be."""
@@ -49,7 +59,14 @@ def check_hours(schedule: ScheduleOptions, now: datetime) -> None:
         raise Refusal(SiteError.OUTSIDE_HOURS)
 
 
-def decide(policy: PolicyOptions, request: Request, *, epochs_today: float, needs_privacy: bool | None = None) -> None:
+def decide(
+    policy: PolicyOptions,
+    request: Request,
+    *,
+    epochs_today: float,
+    comparisons_today: int = 0,
+    needs_privacy: bool | None = None,
+) -> None:
     """Refuse a request that the site's policy does not allow.
 
     The whole configuration is looked at with every request: a site does not begin with a run that it would have to
@@ -59,6 +76,7 @@ def decide(policy: PolicyOptions, request: Request, *, epochs_today: float, need
         policy: the ``[policy]`` table.
         request: any request.
         epochs_today: passes over the site's images in the 24 hours before, in all runs.
+        comparisons_today: comparisons of models in the 24 hours before.
         needs_privacy: whether only what is trained with differential privacy is let in; default: as the policy says.
 
     Raises:
@@ -70,7 +88,10 @@ def decide(policy: PolicyOptions, request: Request, *, epochs_today: float, need
         raise Refusal(SiteError.BAD_REQUEST)
     if not all(_allows(policy.tasks, stage.task) for stage in stages):
         raise Refusal(SiteError.TASK_NOT_ALLOWED)
-    if not _allows(policy.backbones, config.model.backbone):
+    backbones = {config.model.backbone}
+    if isinstance(request, AnalyseRequest):
+        backbones |= {model.backbone for model in request.models}
+    if not all(_allows(policy.backbones, backbone) for backbone in backbones):
         raise Refusal(SiteError.BACKBONE_NOT_ALLOWED)
     if not _allows(policy.presets, config.images.preset):
         raise Refusal(SiteError.PRESET_NOT_ALLOWED)
@@ -85,6 +106,8 @@ def decide(policy: PolicyOptions, request: Request, *, epochs_today: float, need
         epochs = epochs_today + stages[request.stage].local_epochs
         if _exceeds(epochs, policy.max_epochs_per_day):
             raise Refusal(SiteError.TOO_MANY_EPOCHS)
+    if isinstance(request, AnalyseRequest) and _exceeds(comparisons_today + 1, policy.max_comparisons_per_day):
+        raise Refusal(SiteError.TOO_MANY_COMPARISONS)
 
 
 def check_images(policy: PolicyOptions, training_images: int) -> None:
@@ -107,6 +130,16 @@ def check_validation(images: int) -> None:
     """
     if images < SMALLEST_SITE:
         raise Refusal(SiteError.NO_IMAGES)
+
+
+def check_comparison(images: int) -> None:
+    """Refuse to compare models on so few held-out images that a figure could tell of one of them.
+
+    Raises:
+        Refusal: TOO_FEW_HELD_OUT.
+    """
+    if whole_batches(images, LARGEST_COMPARISON) == 0:
+        raise Refusal(SiteError.TOO_FEW_HELD_OUT)
 
 
 def _allows(names: Collection[str] | None, name: str) -> bool:

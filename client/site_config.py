@@ -97,6 +97,9 @@ class PolicyOptions(Options):
     max_epochs_per_day: float | None = Field(
         default=None, gt=0, description="most passes over the site's images in 24 hours, over all runs"
     )
+    max_comparisons_per_day: int | None = Field(
+        default=None, ge=0, description="most comparisons of two models in 24 hours; 0: none"
+    )
     max_batch_size: int | None = Field(default=None, ge=1, description="largest batch, in images")
     require_dp: bool = Field(default=False, description="refuse what is not trained with differential privacy")
 

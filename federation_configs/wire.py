@@ -11,9 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from aiseeme_models.analysis.comparison import BATCH
 from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.options import Options
-from federation_configs.schema import NAME, FederationConfig
+from federation_configs.schema import NAME, FederationConfig, ModelOptions
 
 PROTOCOL = 5
 RUN_ID = r"^[a-z0-9][a-z0-9-]{0,95}$"
@@ -32,6 +33,12 @@ Seconds = Annotated[float, Field(ge=0, le=1e9)]
 LARGEST_LOSS = 1000.0
 LOSS_DIGITS = 4
 Loss = Annotated[float, Field(ge=0, le=LARGEST_LOSS)]
+# Two models are compared on whole batches: so no two answers differ by fewer images than this, whatever was asked.
+SMALLEST_COMPARISON = BATCH
+LARGEST_COMPARISON = 4096
+MOST_BLOCKS = 64
+Likeness = Annotated[float, Field(ge=-1, le=1)]
+Rank = Annotated[float, Field(ge=1, le=LARGEST_COMPARISON)]
 
 
 class SiteError(IntEnum):
@@ -70,6 +77,8 @@ class SiteError(IntEnum):
     TOO_FEW_PATIENTS = 1031
     LOCAL_NOISE = 1032
     TEACHER_MISSING = 1033
+    TOO_FEW_HELD_OUT = 1034
+    TOO_MANY_COMPARISONS = 1035
 
     @property
     def sentence(self) -> str:
@@ -110,6 +119,8 @@ _SENTENCES = {
     SiteError.TOO_FEW_PATIENTS: "the site has fewer patients than a step is to draw on average, or than 10",
     SiteError.LOCAL_NOISE: "the site adds noise of its own, which batch statistics do not bear",
     SiteError.TEACHER_MISSING: "the site does not have the backbone that the stage distils from",
+    SiteError.TOO_FEW_HELD_OUT: f"the site has fewer than {SMALLEST_COMPARISON} held-out images to compare models on",
+    SiteError.TOO_MANY_COMPARISONS: "the site's policy allows no more comparisons of models today",
     SiteError.INTERNAL: "an internal error; the site's own log has the details",
 }
 
@@ -125,6 +136,16 @@ def told_loss(loss: float) -> float:
     An exact mean of losses can be searched for one image; what is left steers a curriculum as well.
     """
     return float(f"{min(max(loss, 0.0), LARGEST_LOSS):.{LOSS_DIGITS}g}")
+
+
+def told_likeness(likeness: float | None) -> float | None:
+    """A CKA or SVCCA as it may leave a site: `LOSS_DIGITS` significant digits, in [-1, 1]."""
+    return None if likeness is None else float(f"{min(max(likeness, -1.0), 1.0):.{LOSS_DIGITS}g}")
+
+
+def told_rank(rank: float) -> float:
+    """An effective rank as it may leave a site: one decimal."""
+    return round(max(rank, 1.0), 1)
 
 
 def error_reason(code: SiteError, nonce: str | None) -> str:
@@ -203,8 +224,12 @@ class DescribeReply(Reply):
     rejected: dict[RejectReason, SmallCount]
 
 
-class RoundRequest(Request):
-    """What a round asks; the current global weights travel beside it as one flat float32 array."""
+class WeightedRequest(Request):
+    """A request beside which weights travel, as one flat array of floats."""
+
+
+class RoundRequest(WeightedRequest):
+    """What a round asks; the current global weights travel beside it."""
 
     round: int = Field(ge=1)
     stage: int = Field(ge=0)
@@ -233,6 +258,26 @@ class TrainRequest(RoundRequest):
 
 class EvaluateRequest(RoundRequest):
     """Measure the held-out pretext loss of the global weights."""
+
+
+class ComparedModel(ModelOptions):
+    """A backbone that is compared; its weights are laid out as `layout_sha256` says."""
+
+    layout_sha256: str = Field(pattern=SHA256)
+
+
+class AnalyseRequest(WeightedRequest):
+    """Compare two backbones on the site's held-out images; the weights of both travel beside it, one behind the other.
+
+    The configuration says which images, how they are prepared, and who is held out; its stages ask for nothing here.
+
+    Attributes:
+        models: the two.
+        images: most images to compare them on.
+    """
+
+    models: tuple[ComparedModel, ComparedModel]
+    images: int = Field(default=512, ge=SMALLEST_COMPARISON, le=LARGEST_COMPARISON, multiple_of=SMALLEST_COMPARISON)
 
 
 class RoundReply(Reply):
@@ -269,3 +314,26 @@ class EvaluateReply(RoundReply):
     """The held-out pretext loss on ``images`` validation images, as `told_loss` rounds it."""
 
     loss: Loss
+
+
+class BlockFigures(Options):
+    """How alike the two backbones are behind one block, as `told_likeness` and `told_rank` round it.
+
+    Attributes:
+        cka: linear CKA; None where one of them gives the same for all images.
+        svcca: mean canonical correlation; None likewise.
+        ranks: the effective rank of the first's features and of the second's.
+    """
+
+    cka: Likeness | None
+    svcca: Likeness | None
+    ranks: tuple[Rank, Rank]
+
+
+class AnalyseReply(Reply):
+    """What a comparison on ``images`` held-out images gave: figures by block, in the agreed order, and no name."""
+
+    site: str = Field(pattern=NAME)
+    images: Annotated[int, Field(ge=SMALLEST_COMPARISON, le=LARGEST_COMPARISON, multiple_of=SMALLEST_COMPARISON)]
+    seconds: Seconds
+    blocks: tuple[BlockFigures, ...] = Field(min_length=1, max_length=MOST_BLOCKS)

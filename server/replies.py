@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, TypeVar
 from federation_configs.records import MalformedRecord, unpack_body, unpack_weights
 from federation_configs.transfer import Transfer
 from federation_configs.wire import (
+    AnalyseReply,
+    AnalyseRequest,
     EvaluateReply,
     EvaluateRequest,
+    Reply,
     RoundReply,
     RoundRequest,
     SiteError,
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
     from flwr.app import Message
     from numpy.typing import NDArray
 
-Reply = TypeVar("Reply", bound=RoundReply)
+OfRound = TypeVar("OfRound", bound=RoundReply)
+Body = TypeVar("Body", bound=Reply)
 
 
 class Missed(StrEnum):
@@ -69,6 +73,8 @@ _FLOWERS = {  # `flwr.common.constant.ErrorCode`: what SuperLink and node say wh
 }
 
 WRONG_QUESTION = Refused(Missed.WRONG_QUESTION, "the reply is none to this request")
+
+_TOO_LONG = Refused(Missed.IMPOSSIBLE_COUNT, "the reply claims to have worked longer than the deadline allows")
 
 _SPOILT = {
     Spoilt.NO_MESSAGE: "the reply was refused: it is no message to what was asked",
@@ -135,22 +141,55 @@ def check_teaching(message: Message, *, site: str, asked: TeachRequest, nonce: s
     return _checked(message, TeachReply, site=site, asked=asked, nonce=nonce, weights=False)
 
 
+def check_analysis(
+    message: Message, *, site: str, asked: AnalyseRequest, nonce: str | None, declared: int, blocks: int
+) -> AnalyseReply | Refused:
+    """Check a reply to a comparison of models.
+
+    Args:
+        message: the reply.
+        site: the name under which its sender described itself.
+        asked: the request.
+        nonce: the one under which this site was asked; None where requests are not signed.
+        declared: how many validation images the site said it has.
+        blocks: of how many blocks there must be figures.
+    """
+    body = _opened(message, AnalyseReply, nonce=nonce, weights=False)
+    if isinstance(body, Refused):
+        return body
+    if body.site != site:
+        return Refused(Missed.WRONG_QUESTION, "the reply answers for another site")
+    if len(body.blocks) != blocks:
+        return Refused(Missed.MALFORMED, f"the reply has figures of {len(body.blocks)} blocks; there are {blocks}")
+    if body.images > min(declared, asked.images):
+        return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.images} images; the site declared {declared}")
+    if body.seconds > asked.config.federation.round_deadline_s:
+        return _TOO_LONG
+    return body
+
+
 def _checked(
-    message: Message, kind: type[Reply], *, site: str, asked: RoundRequest, nonce: str | None, weights: bool
-) -> Reply | Refused:
+    message: Message, kind: type[OfRound], *, site: str, asked: RoundRequest, nonce: str | None, weights: bool
+) -> OfRound | Refused:
+    body = _opened(message, kind, nonce=nonce, weights=weights)
+    if isinstance(body, Refused):
+        return body
+    if (body.site, body.round, body.stage) != (site, asked.round, asked.stage):
+        return Refused(Missed.WRONG_QUESTION, "the reply answers for another site, round or stage")
+    if body.seconds > asked.config.federation.round_deadline_s:
+        return _TOO_LONG
+    return body
+
+
+def _opened(message: Message, kind: type[Body], *, nonce: str | None, weights: bool) -> Body | Refused:
+    """The body of a reply that is one to the request with this nonce."""
     if (error := error_in(message, nonce)) is not None:
         return error
     try:
         body = unpack_body(message.content, kind, weights=weights)
     except MalformedRecord as malformed:
         return Refused(Missed.MALFORMED, f"the reply was refused: {malformed}")
-    if body.nonce != nonce:
-        return WRONG_QUESTION
-    if (body.site, body.round, body.stage) != (site, asked.round, asked.stage):
-        return Refused(Missed.WRONG_QUESTION, "the reply answers for another site, round or stage")
-    if body.seconds > asked.config.federation.round_deadline_s:
-        return Refused(Missed.IMPOSSIBLE_COUNT, "the reply claims to have worked longer than the deadline allows")
-    return body
+    return body if body.nonce == nonce else WRONG_QUESTION
 
 
 def weights_of(message: Message, size: int, transfer: Transfer) -> NDArray[np.float32] | Refused:

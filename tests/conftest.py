@@ -44,11 +44,12 @@ class TinyBackbone(Backbone):
         super().__init__()
         self.in_channels = in_channels
         self.conv1 = torch.nn.Conv2d(in_channels, 8, 3, stride=2, padding=1)
-        self.norm = torch.nn.GroupNorm(2, 8) if norm in PER_IMAGE_NORMS else torch.nn.BatchNorm2d(8)
+        self.norm = norm
+        self.norm1 = torch.nn.GroupNorm(2, 8) if norm in PER_IMAGE_NORMS else torch.nn.BatchNorm2d(8)
         self.conv2 = torch.nn.Conv2d(8, 8, 3, stride=2, padding=1)
 
     def forward_map(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.conv2(torch.relu(self.norm(self.conv1(x)))))
+        return torch.relu(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_map(x).mean(dim=(2, 3))

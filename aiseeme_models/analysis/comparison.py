@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,24 +17,27 @@ from aiseeme_models.errors import InputError
 BATCH = 64
 """Images of a batch of HSIC_1; comparisons use whole batches."""
 
-LAST = "last"
-
 
 @dataclass(frozen=True)
 class BlockLikeness:
     """How alike two backbones are behind one block.
 
     Attributes:
-        block: its name, or `LAST` for the pooled features of two whose other blocks cannot be paired.
         cka: linear CKA in [-1, 1]; None where one of them gives the same for all images.
         svcca: in [0, 1]; None likewise.
         ranks: effective rank (RankMe) of the first and of the second, at least 1.
     """
 
-    block: str
     cka: float | None
     svcca: float | None
     ranks: tuple[float, float]
+
+
+def paired_blocks(first: Backbone, second: Backbone) -> list[tuple[str, str]]:
+    """Which blocks are compared: all, in order, where both have the same names; else the last of each."""
+    if first.blocks == second.blocks:
+        return list(zip(first.blocks, second.blocks, strict=True))
+    return [(first.blocks[-1], second.blocks[-1])]
 
 
 def whole_batches(images: int, most: int) -> int:
@@ -66,7 +68,7 @@ def compare_backbones(
         device: where to compute.
 
     Returns:
-        A row for each pair of blocks of the same name, in order, where both have the same; else one for the last.
+        A row for each of `paired_blocks`.
 
     Raises:
         InputError: backbones for images of different channels.
@@ -76,34 +78,41 @@ def compare_backbones(
             f"one backbone takes images of {first.in_channels} channels, the other of {second.in_channels}: they cannot"
             " be compared"
         )
-    parts = [_features(backbone, images, normalise, count, device) for backbone in (first, second)]
+    parts = [_features(backbone, _First(images, count), normalise, device) for backbone in (first, second)]
     rows = []
-    for name, x, y in _paired(*parts):
+    for pair in paired_blocks(first, second):
+        x, y = (features[block] for features, block in zip(parts, pair, strict=True))
         cka = MinibatchCKA()
         for start in range(0, count, BATCH):
             cka.add(x[start : start + BATCH], y[start : start + BATCH])
-        rows.append(BlockLikeness(name, cka.value, svcca(x, y), (rankme(x), rankme(y))))
+        rows.append(BlockLikeness(cka.value, svcca(x, y), (rankme(x), rankme(y))))
     return rows
 
 
+class _First:
+    """The first ``count`` of ``images``: the others have no part in anything, batch statistics included."""
+
+    def __init__(self, images: ImageSource, count: int) -> None:
+        self._images, self._count = images, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self._images.batch(indices)
+
+
 def _features(
-    backbone: Backbone, images: ImageSource, normalise: Normalise, count: int, device: torch.device | str
+    backbone: Backbone, images: ImageSource, normalise: Normalise, device: torch.device | str
 ) -> dict[str, Tensor]:
-    """``(count, D_block)`` float32 on the CPU by block."""
+    """``(N, D_block)`` float32 on the CPU by block."""
     if backbone.norm == "batch-local":
         recalibrate_batch_norm(backbone, images, normalise, device=device)
     backbone.to(device).eval()
     parts: dict[str, list[Tensor]] = {}
     with torch.inference_mode():
-        for start in range(0, count, BATCH):
+        for start in range(0, len(images), BATCH):
             pixels = images.batch(torch.arange(start, start + BATCH)).to(device)
             for name, features in backbone.forward_blocks(normalise(pixels)).items():
                 parts.setdefault(name, []).append(features.float().cpu())
     return {name: torch.cat(features) for name, features in parts.items()}
-
-
-def _paired(first: dict[str, Tensor], second: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    if list(first) == list(second):
-        yield from ((name, x, second[name]) for name, x in first.items())
-    else:
-        yield LAST, list(first.values())[-1], list(second.values())[-1]

@@ -18,11 +18,13 @@ class Backbone(nn.Module, ABC):
         in_channels: channels of the images.
         feature_dim: length ``D`` of a pooled feature.
         norm: the normalisation that it was built with.
+        blocks: names of what `forward_blocks` shows, the last of them what `forward` gives.
     """
 
     in_channels: int
     feature_dim: int
     norm: Norm
+    blocks: tuple[str, ...] = ("features",)
 
     @abstractmethod
     def forward_map(self, images: Tensor) -> Tensor:
@@ -33,14 +35,9 @@ class Backbone(nn.Module, ABC):
         return self.forward_map(images).mean(dim=(2, 3))
 
     def forward_blocks(self, images: Tensor) -> dict[str, Tensor]:
-        """Features after each block, by its name, for looking inside.
+        """``(B, C, H, W)`` float32 normalised images to pooled features ``(B, D_block)`` after each of `blocks`.
 
-        Args:
-            images: ``(B, C, H, W)`` float32 normalised.
-
-        Returns:
-            Pooled features ``(B, D_block)`` from the first block to the last; the last ones are those of `forward`, and
-            here the only ones: a backbone that has blocks to show gives them.
+        A backbone that has more to show than its features names and gives it.
         """
         return {"features": self(images)}
 

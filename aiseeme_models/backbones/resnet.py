@@ -84,6 +84,8 @@ class ResNet(Backbone):
         in_channels: channels of the images.
     """
 
+    blocks = ("stem", "layer1", "layer2", "layer3", "layer4")
+
     def __init__(
         self,
         block: type[BasicBlock] | type[Bottleneck],
@@ -123,7 +125,7 @@ class ResNet(Backbone):
         """See `Backbone.forward_blocks`: stem and the four layers, globally averaged."""
         x = self._stem(images)
         pooled = {"stem": x.mean(dim=(2, 3))}
-        for name in ("layer1", "layer2", "layer3", "layer4"):
+        for name in self.blocks[1:]:
             x = self.get_submodule(name)(x)
             pooled[name] = x.mean(dim=(2, 3))
         return pooled

@@ -94,10 +94,19 @@ class SharedLayout:
 
 def layout_of(task: PretextTask, norm: Norm) -> SharedLayout:
     """The layout of ``task.shared``. Integer buffers are never in it, float buffers only under norm ``"batch"``."""
+    return _layout({room: task.shared[room] for room in _ROOMS}, norm)
+
+
+def backbone_layout(backbone: Backbone) -> SharedLayout:
+    """The layout of a backbone alone: the same as the first part of a task's."""
+    return _layout({"backbone": backbone}, backbone.norm)
+
+
+def _layout(rooms: Mapping[Room, nn.Module], norm: Norm) -> SharedLayout:
     entries = []
-    for room in _ROOMS:
-        parameters = {name for name, _ in task.shared[room].named_parameters()}
-        for name, tensor in task.shared[room].state_dict().items():
+    for room, module in rooms.items():
+        parameters = {name for name, _ in module.named_parameters()}
+        for name, tensor in module.state_dict().items():
             is_parameter = name in parameters
             if is_parameter or (norm == "batch" and tensor.is_floating_point()):
                 kind: Kind = "parameter" if is_parameter else _kind_of_buffer(name)
@@ -119,6 +128,11 @@ def load_flat(task: PretextTask, layout: SharedLayout, vector: npt.NDArray[np.fl
     _check(vector, layout.size)
     _load(_shared(task.shared, layout.entries), vector)
     task.begin_round()
+
+
+def flatten_backbone(backbone: Backbone) -> npt.NDArray[np.float32]:
+    """A backbone's own part of the vector ``(B,)`` float32, a copy."""
+    return _flatten(_shared(nn.ModuleDict({"backbone": backbone}), backbone_layout(backbone).entries))
 
 
 def load_backbone(backbone: Backbone, layout: SharedLayout, vector: npt.NDArray[np.float32]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aiseeme_models.analysis.cka import unbiased_hsic
-from aiseeme_models.analysis.comparison import BATCH, LAST, compare_backbones, whole_batches
+from aiseeme_models.analysis.comparison import BATCH, BlockLikeness, compare_backbones, paired_blocks, whole_batches
 from aiseeme_models.analysis.rank import rankme
 from aiseeme_models.analysis.svcca import svcca
 from aiseeme_models.backbones import Backbone, backbones, build_backbone, initialise
@@ -54,6 +54,7 @@ def test_the_last_block_s_features_are_the_backbone_s(name: str) -> None:
     made = backbone(name).eval()
     images = plain(Pictures(2).pixels)
     blocks = made.forward_blocks(images)
+    assert tuple(blocks) == made.blocks
     torch.testing.assert_close(list(blocks.values())[-1], made(images))
     assert all(features.shape[0] == 2 and features.dim() == 2 for features in blocks.values())
 
@@ -74,7 +75,7 @@ def test_a_resnet_s_blocks_are_what_hooks_on_its_layers_see(name: str) -> None:
 
 def test_a_backbone_is_like_itself_in_every_block() -> None:
     rows = compare(backbone(), backbone())
-    assert [row.block for row in rows] == BLOCKS
+    assert len(rows) == len(BLOCKS)
     for row in rows:
         assert row.cka == pytest.approx(1, abs=1e-9) and row.svcca == pytest.approx(1, abs=1e-9)
         assert row.ranks[0] == row.ranks[1] > 1
@@ -82,10 +83,11 @@ def test_a_backbone_is_like_itself_in_every_block() -> None:
 
 def test_figures_are_those_of_the_pooled_features() -> None:
     first, second = backbone(seed=1), backbone("resnet-small", seed=2)
-    rows = {row.block: row for row in compare(first, second)}
+    assert paired_blocks(first, second) == [(name, name) for name in BLOCKS]
+    rows = compare(first, second)
     with torch.inference_mode():
         x, y = (made.eval()(plain(Pictures().pixels)) for made in (first, second))
-    last = rows["layer4"]
+    last = rows[-1]
     sums = [
         sum(unbiased_hsic(*pair) for pair in zip(a.split(BATCH), b.split(BATCH), strict=True))
         for a, b in ((x, y), (x, x), (y, y))
@@ -93,19 +95,25 @@ def test_figures_are_those_of_the_pooled_features() -> None:
     assert last.cka == pytest.approx(sums[0] / (sums[1] * sums[2]) ** 0.5, abs=1e-5)
     assert last.svcca == pytest.approx(svcca(x, y), abs=1e-4)
     assert last.ranks == pytest.approx((rankme(x), rankme(y)), rel=1e-4)
-    assert all(-1 <= row.cka < 0.9999 for row in rows.values())
+    assert all(-1 <= row.cka < 0.9999 for row in rows)
 
 
-def test_only_the_images_that_were_asked_for_count() -> None:
-    first, second, pictures = backbone(seed=1), backbone(seed=2), Pictures()
-    rows = compare_backbones(first, second, pictures, plain, count=BATCH, device="cpu")
-    pictures.pixels[BATCH:] = 0
-    assert rows == compare_backbones(first, second, pictures, plain, count=BATCH, device="cpu")
+@pytest.mark.parametrize("norm", ["group", "batch-local"])
+def test_only_the_images_that_were_asked_for_count(norm: str) -> None:
+    def rows(pictures: Pictures) -> list[BlockLikeness]:
+        first, second = (backbone(seed=seed, norm=norm) for seed in (1, 2))
+        return compare_backbones(first, second, pictures, plain, count=BATCH, device="cpu")
+
+    changed = Pictures()
+    changed.pixels[BATCH:] = 0
+    assert rows(changed) == rows(Pictures())
 
 
 def test_other_architectures_are_compared_where_they_end() -> None:
-    (row,) = compare(TinyBackbone("group", 3), backbone("resnet-small"))
-    assert row.block == LAST and -1 <= row.cka < 1 and 0 <= row.svcca <= 1
+    tiny, small = TinyBackbone("group", 3), backbone("resnet-small")
+    assert paired_blocks(tiny, small) == [("features", "layer4")]
+    (row,) = compare(tiny, small)
+    assert -1 <= row.cka < 1 and 0 <= row.svcca <= 1
 
 
 def test_statistics_that_stayed_at_the_site_are_made_of_its_images() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from aiseeme_models.training.shared_state import backbone_layout
 from client.app import make_client_app
 from client.gate import Gate
 from client.ledger import Ledger
@@ -18,8 +19,17 @@ from client.site import Site
 from client.site_config import PolicyOptions, SiteConfig
 from federation_configs.records import Enclosure
 from federation_configs.signatures import public_hex
-from federation_configs.wire import DescribeRequest, EvaluateRequest, Request, SiteError, TeachRequest, TrainRequest
-from server.global_model import start_of_stage
+from federation_configs.wire import (
+    AnalyseRequest,
+    ComparedModel,
+    DescribeRequest,
+    EvaluateRequest,
+    Request,
+    SiteError,
+    TeachRequest,
+    TrainRequest,
+)
+from server.global_model import new_backbone, start_of_stage
 from server.local_grid import LocalGrid
 from server.request_signing import RequestSigner
 from tests.conftest import InProcess, tiny_config
@@ -27,7 +37,13 @@ from tests.conftest import InProcess, tiny_config
 KEY, OTHER_KEY = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 FEDERATION = "skin-federation"
 NOW = 1_800_000_000.0
-TYPES = {"describe": "query.describe", "teach": "query.teach", "train": "train", "evaluate": "evaluate"}
+TYPES = {
+    "describe": "query.describe",
+    "teach": "query.teach",
+    "train": "train",
+    "evaluate": "evaluate",
+    "analyse": "query.analyse",
+}
 CONFIG = tiny_config(holdout={"test": 0.1, "validation": 0.5})
 
 
@@ -53,15 +69,24 @@ class Asked:
         gate = Gate.of(config, ledger, site="alpha", federation=FEDERATION, signing_key=key)
         self.site = replace(self.site, gate=replace(gate, clock=clock))
 
+    @property
+    def compared(self) -> ComparedModel:
+        layout = backbone_layout(new_backbone(CONFIG))
+        return ComparedModel(backbone="tiny", norm="group", layout_sha256=layout.digest)
+
     def beside(self, kind: str) -> Enclosure | None:
-        """What travels beside a request: the model, or a backbone that is to be a teacher."""
-        size = {"describe": 0, "teach": self.model.layout.backbone_size}.get(kind, self.model.vector.size)
-        return Enclosure(self.model.vector[:size]) if size else None
+        """What travels beside a request: the model, a backbone that is to be a teacher, or two that are compared."""
+        backbone = self.model.vector[: self.model.layout.backbone_size]
+        sent = {"describe": None, "teach": backbone, "analyse": np.concatenate([backbone, backbone + 0.1])}
+        weights = sent.get(kind, self.model.vector)
+        return None if weights is None else Enclosure(weights)
 
     def request(self, kind: str, round: int = 1) -> Request:
         place = {"round": round, "stage": 0, "round_in_stage": 0, "layout_sha256": self.model.layout.digest}
         if kind == "describe":
             return DescribeRequest(run="run-1", config=CONFIG)
+        if kind == "analyse":
+            return AnalyseRequest(run="run-1", config=CONFIG, models=(self.compared, self.compared))
         kinds = {"teach": TeachRequest, "train": TrainRequest, "evaluate": EvaluateRequest}
         return kinds[kind](run="run-1", config=CONFIG, **place)
 

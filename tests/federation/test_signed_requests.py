@@ -52,8 +52,9 @@ def test_a_signed_request_is_answered_and_entered(kind: str, asked: Asked) -> No
     assert [ask[0], start[0], end[0]] == ["asked", "started", "answered"]
     fields = ask[1]
     assert (fields["what"], fields["run"], fields["coordinator"]) == (kind, "run-1", public_hex(KEY.public_key()))
-    assert (fields["round"], fields["stage"]) == ((None, None) if kind == "describe" else (1, 0))
-    assert fields["task"] == ("rotation, simclr" if kind == "describe" else "rotation")
+    of_a_round = kind in ("train", "evaluate")
+    assert (fields["round"], fields["stage"]) == ((1, 0) if of_a_round else (None, None))
+    assert fields["task"] == ("rotation" if of_a_round else "rotation, simclr")
     body = json.loads(reply.content["body"]["json"])
     left = reply.content["body"]["json"].encode() + (reply.content["weights"]["flat"].data if kind == "train" else b"")
     assert (end[1]["bytes"], end[1]["sha256"]) == (len(left), hashlib.sha256(left).hexdigest())
@@ -182,7 +183,7 @@ def test_requests_for_another_federation_or_site_are_refused(asked: Asked, no_wo
     assert asked.verdict("describe", asked.signed("describe", other)) == SiteError.OTHER_FEDERATION
     for kind in TYPES:
         assert asked.verdict(kind, asked.signed(kind, site="beta")) == SiteError.OTHER_SITE
-    for kind in ("train", "evaluate"):
+    for kind in ("train", "evaluate", "analyse"):
         assert asked.verdict(kind, asked.signed(kind, site=None)) == SiteError.OTHER_SITE
     assert no_work == []
 
