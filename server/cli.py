@@ -11,7 +11,7 @@ import typer
 from aiseeme_models.errors import InputError
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, run_app, show_version, shown
-from server import cli_federation, cli_models, cli_serve
+from server import cli_compare, cli_federation, cli_models, cli_serve
 from server.cli_options import Federation, Json, RunId, Runs
 from server.cli_privacy import privacy_app
 
@@ -203,6 +203,7 @@ def doctor(home: Runs = None, federation: Federation = None, as_json: Json = Fal
         raise typer.Exit(1)
 
 
+cli_compare.register(app)
 cli_models.register(app)
 cli_federation.register(app)
 cli_serve.register(app)

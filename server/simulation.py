@@ -96,7 +96,7 @@ def simulate(
     run = new_run_id()
     folder = home / run
     home.mkdir(parents=True, exist_ok=True)
-    hospitals = _hospitals(config, data, sites, partition, device, home, folder, progress)
+    hospitals = hospitals_of(config, data, sites, partition, device, home, folder, progress)
     if len(hospitals.sites) < config.federation.min_sites:
         raise InputError(
             f"{len(hospitals.sites)} sites are fewer than federation.min_sites = {config.federation.min_sites}:"
@@ -149,7 +149,7 @@ def resume(run: str, *, home: Path, progress: Progress) -> Results:
         if plan.versions != _versions():
             progress.say(f"{row.id} began with {plan.versions} and goes on with {_versions()}: the bits may differ")
         data = [Path(path) for path in plan.data]
-        hospitals = _hospitals(config, data, plan.sites, plan.partition, plan.device, home, folder, progress)
+        hospitals = hospitals_of(config, data, plan.sites, plan.partition, plan.device, home, folder, progress)
         if hospitals.images_sha256 != plan.images_sha256:
             raise InputError(f"{row.id}: the images in {', '.join(plan.data)} are not those that the run began with")
         registry.update(row.id, {"status": "running", "reason": "", "pid": os.getpid()})
@@ -166,7 +166,7 @@ def _versions() -> dict[str, str]:
     return {"aiseeme": __version__, "torch": torch.__version__}
 
 
-def _hospitals(
+def hospitals_of(
     config: FederationConfig,
     data: Sequence[Path],
     sites: int | None,
@@ -176,6 +176,17 @@ def _hospitals(
     folder: Path,
     progress: Progress,
 ) -> Hospitals:
+    """The simulated sites of a federation.
+
+    Args:
+        config: the federation.
+        data, sites, partition, device, home: see `simulate`.
+        folder: of the run; the sites' state goes below it.
+        progress: shows what happens.
+
+    Raises:
+        InputError: they do not fit together.
+    """
     if not data:
         raise InputError("--data: name a folder with images, or one folder per hospital")
     for path in data:
@@ -310,12 +321,17 @@ def _play(
     return results
 
 
+def local_grid(sites: Sequence[Site]) -> LocalGrid:
+    """A Grid of these sites in this process."""
+    return LocalGrid(make_client_app(lambda context: sites[site_index(context)]), len(sites))
+
+
 MakeLoop = Callable[["Grid", Callable[[], float], bool], RoundLoop]
 Played = tuple["RunState", "NDArray[np.float32]"]
 
 
 def _local(make_loop: MakeLoop, sites: Sequence[Site]) -> Played:
-    grid = LocalGrid(make_client_app(lambda context: sites[site_index(context)]), len(sites))
+    grid = local_grid(sites)
     return make_loop(grid, grid.clock, False).play()
 
 
