@@ -188,6 +188,7 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
             keep[_OWN] = torch.from_numpy(own)
             if scale is not None:
                 keep[_OWN_SCALE] = torch.tensor(scale, dtype=torch.float64)
+    collapsed = _collapsed(site, request, bench) if spent is None else None
     if private is not None:
         keep[_BOUND] = torch.tensor(private.bound, dtype=torch.float64)
     if keep:
@@ -201,6 +202,7 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
         steps=outcome.steps,
         loss=told_loss(outcome.loss) if spent is None else None,
         epsilon=spent,
+        collapsed=collapsed,
         seconds=seconds if spent is None else float(math.ceil(seconds)),
     )
     trained = protection.outgoing(own, weights)
@@ -250,6 +252,31 @@ def evaluate(site: Site, request: EvaluateRequest, weights: NDArray[np.float32])
         images=count,
         loss=told_loss(loss),
         seconds=time.perf_counter() - started,
+    )
+
+
+def _collapsed(site: Site, request: TrainRequest, bench: Workbench) -> bool | None:
+    """Whether the round has ended in features that are nearly one, as a few held-out images show it."""
+    import torch
+
+    from aiseeme_models.analysis.collapse import has_collapsed
+    from aiseeme_models.backbones import Backbone, build_backbone, initialise
+
+    config = request.config
+
+    def untrained() -> Backbone:
+        channels = config.images.resolved_preset.channels
+        backbone = build_backbone(config.model.backbone, norm=config.model.norm, in_channels=channels)
+        initialise(backbone, generator(config.seed, "backbone"))
+        return backbone
+
+    return has_collapsed(
+        bench.task,
+        site.images(config.images, "validation", config.holdout),
+        bench.augmentation,
+        seed=derive_seed(config.seed, "collapse", site.name, request.stage),
+        device=torch.device(site.device),
+        untrained=untrained,
     )
 
 

@@ -16,7 +16,7 @@ from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.options import Options
 from federation_configs.schema import NAME, FederationConfig, ModelOptions
 
-PROTOCOL = 5
+PROTOCOL = 6
 RUN_ID = r"^[a-z0-9][a-z0-9-]{0,95}$"
 SHA256 = r"^[0-9a-f]{64}$"
 VERSION = r"^[0-9A-Za-z.+-]{1,40}$"
@@ -303,11 +303,14 @@ class TrainReply(RoundReply):
             them what the noise hides.
         epsilon: what the run has cost the site's patients so far, this round included, at the delta of ``[privacy]``;
             without that table None, or what it has cost where the site adds noise of its own.
+        collapsed: whether the features of held-out images have become nearly one after the round; None where there are
+            too few of them, or patients are protected.
     """
 
     steps: Count
     loss: Loss | None
     epsilon: Annotated[float, Field(ge=0, le=1e12)] | None = None
+    collapsed: bool | None = None
 
 
 class EvaluateReply(RoundReply):

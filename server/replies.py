@@ -121,6 +121,8 @@ def check_training(
         return Refused(
             Missed.MALFORMED, "the reply was refused: it tells its loss or epsilon where the other was agreed"
         )
+    if body.epsilon is not None and body.collapsed is not None:
+        return Refused(Missed.MALFORMED, "the reply was refused: it tells what it may not where patients are protected")
     if body.steps != stage.steps(declared):
         return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.steps} steps; its images do not make so many")
     return body

@@ -93,7 +93,8 @@ class RoundLoop:
         """Play what is left of the run. Gives its state and the last stage's flat vector ``(P,)``.
 
         Raises:
-            RunFailed: the quorum was missed ``round_retries`` + 1 times, or a checkpoint could not be written.
+            RunFailed: the quorum was missed ``round_retries`` + 1 times, the backbone has collapsed, or a checkpoint
+                could not be written.
         """
         started = time.perf_counter()
         keep = self.config.federation.keep_checkpoints
@@ -108,6 +109,7 @@ class RoundLoop:
             self._gather(state)
             stage_index = state.stage
             vector, lines = self._round(state, model, aggregation, vector)
+            self._check_collapse(state, lines)
             stage_ended = self._advance(state)
             lines[-1]["seconds"] = time.perf_counter() - started
             state.rounds_s += lines[-1]["seconds"]
@@ -236,6 +238,7 @@ class RoundLoop:
             common
             | {"site": name, "images": reply.images, "steps": reply.steps, "loss": reply.loss, "seconds": reply.seconds}
             | ({} if reply.epsilon is None else {"epsilon": reply.epsilon})
+            | ({} if reply.collapsed is None else {"collapsed": reply.collapsed})
             | {
                 "images_per_s": reply.images
                 * asked.config.curriculum.stage[state.stage].local_epochs
@@ -329,6 +332,27 @@ class RoundLoop:
             if not self.parallel:
                 state.training_s += reply.seconds
         return mean_over_sites(losses)
+
+    def _check_collapse(self, state: RunState, lines: list[dict[str, Any]]) -> None:
+        """Stop where most of the sites that counted have seen collapse. No checkpoint is written of the round."""
+        sites = [line["site"] for line in lines if line.get("collapsed")]
+        if 2 * len(sites) <= lines[-1]["answered"]:
+            return
+        options = self.config.curriculum.stage[state.stage]
+        seen = (
+            f"round {state.round + 1}: stage {state.stage + 1}, {options.task}, has collapsed at {len(sites)} of"
+            f" {lines[-1]['answered']} sites ({', '.join(sites)}): the backbone gives nearly the same features for all"
+            " images"
+        )
+        if options.on_collapse == "note":
+            self.observer.note(seen)
+            return
+        self._metrics.append(lines)
+        others = " or ".join(norm for norm in ("group-ws", "batch") if norm != self.config.model.norm)
+        raise RunFailed(
+            f"{seen}. Try, in a new run, a lower lr or a longer warmup, model.norm = {others}, a larger batch_size, or"
+            " another task; on_collapse = 'note' in the stage goes on all the same"
+        )
 
     def _advance(self, state: RunState) -> bool:
         """Count the round; whether its stage has ended with it."""

@@ -26,6 +26,8 @@ class Stage(TrainingOptions):
         stop: ``"rounds"`` plays them all; ``"plateau"`` ends when the held-out pretext loss has not improved by
             ``min_improvement`` (relative) for ``patience`` rounds.
         distill: holds the backbone to an earlier one; None: it does not.
+        on_collapse: ``"fail"`` ends the run where most sites see that the features have become nearly one (see
+            `analysis.collapse`); ``"note"`` says so and goes on.
         options: the task's own options.
     """
 
@@ -35,6 +37,7 @@ class Stage(TrainingOptions):
     patience: int = Field(default=3, ge=1)
     min_improvement: float = Field(default=0.01, ge=0, lt=1)
     distill: DistillOptions | None = None
+    on_collapse: Literal["fail", "note"] = "fail"
     options: SerializeAsAny[Options] = Field(default_factory=Options)
 
     @model_validator(mode="before")
