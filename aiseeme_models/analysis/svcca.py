@@ -16,7 +16,7 @@ def svcca(first: Tensor, second: Tensor, *, kept: float = KEPT_VARIANCE) -> floa
     """Mean canonical correlation after each side was cut to the directions that hold ``kept`` of its variance.
 
     In [0, 1]. With few images it says little: k directions of each of two unrelated networks have a mean correlation of
-    about ``sqrt(k / N)``.
+    nearly ``sqrt(k / N)`` (0.49 for 40 directions and 128 images).
 
     Args:
         first: ``(N, D1)`` features of N images.
