@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import comparing, rounds
+from client import comparing, rounds, scoring
 from client.refusals import code_of, error_reply, note
 from client.site import Site
 from federation_configs.records import nonce_of, pack, signature_of, unpack_body, unpack_weights
@@ -21,6 +21,8 @@ from federation_configs.wire import (
     EvaluateRequest,
     Request,
     RoundRequest,
+    ScoreReply,
+    ScoreRequest,
     SiteError,
     TeachReply,
     TeachRequest,
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from client.gate import Visit
     from federation_configs.records import Floats
 
-    Answer = tuple[DescribeReply | TeachReply | TrainReply | EvaluateReply | AnalyseReply, Floats | None]
+    Answer = tuple[DescribeReply | TeachReply | TrainReply | EvaluateReply | AnalyseReply | ScoreReply, Floats | None]
 
 Asked = TypeVar("Asked", bound=Request)
 
@@ -64,6 +66,9 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
 
     def evaluate(site: Site, request: EvaluateRequest, content: RecordDict) -> Answer:
         return rounds.evaluate(site, request, weights_in(site, request, content)), None
+
+    def score(site: Site, request: ScoreRequest, content: RecordDict) -> Answer:
+        return scoring.score(site, request, weights_in(site, request, content)), None
 
     def analyse(site: Site, request: AnalyseRequest, content: RecordDict) -> Answer:
         size = comparing.expected_size(request)
@@ -103,6 +108,7 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     app.query("teach")(guarded("teach", TeachRequest, teach))
     app.train()(guarded("train", TrainRequest, train))
     app.evaluate()(guarded("evaluate", EvaluateRequest, evaluate))
+    app.query("score")(guarded("score", ScoreRequest, score))
     app.query("analyse")(guarded("analyse", AnalyseRequest, analyse))
     return app
 

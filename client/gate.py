@@ -25,6 +25,7 @@ from federation_configs.wire import (
     EvaluateReply,
     Request,
     RoundRequest,
+    ScoreReply,
     SiteError,
     TeachReply,
     TeachRequest,
@@ -88,7 +89,7 @@ class Gate:
         decide(self.policy, request, epochs_today=epochs, comparisons_today=comparisons, needs_privacy=needs)
 
     def visit(self, kind: str) -> Visit:
-        """Begin with a message that asks to ``kind``: describe, teach, train, evaluate or analyse."""
+        """Begin with a message that asks to ``kind``: describe, teach, train, evaluate, score or analyse."""
         return Visit(self, kind)
 
     def signer(self, kind: str, signature: str | None, digest: bytes) -> str | None:
@@ -173,7 +174,9 @@ class Visit:
         self._begun = True
 
     def answered(
-        self, reply: DescribeReply | TeachReply | TrainReply | EvaluateReply | AnalyseReply, content: RecordDict
+        self,
+        reply: DescribeReply | TeachReply | TrainReply | EvaluateReply | AnalyseReply | ScoreReply,
+        content: RecordDict,
     ) -> None:
         """Enter what is about to leave.
 

@@ -217,21 +217,13 @@ def evaluate(site: Site, request: EvaluateRequest, weights: NDArray[np.float32])
     import torch
 
     from aiseeme_models.training.loop import NonFiniteLoss, heldout_loss
-    from aiseeme_models.training.shared_state import load_flat
 
     started = time.perf_counter()
     config, stage = request.config, request.config.curriculum.stage[request.stage]
     if Protection(site, config).is_any:  # it would be an exact mean over patients
         raise Refusal(SiteError.WITHHELD)
-    bench = _bench(site, request)
     images = site.images(config.images, "validation", config.holdout)
-    kept = _state(site, request).load_before(request.round + 1)
-    load_flat(bench.task, bench.layout, weights)
-    bench.start_local(
-        _below(_LOCAL, kept) if kept else None,
-        len(site.images(config.images, "train", config.holdout)),
-        generator(config.seed, "local", site.name, request.stage),
-    )
+    bench = loaded_bench(site, request, weights)
     try:
         loss, count = heldout_loss(
             bench.task,
@@ -278,6 +270,22 @@ def _collapsed(site: Site, request: TrainRequest, bench: Workbench) -> bool | No
         device=torch.device(site.device),
         untrained=untrained,
     )
+
+
+def loaded_bench(site: Site, request: RoundRequest, weights: NDArray[np.float32]) -> Workbench:
+    """The stage's workbench with the global ``weights`` ``(P,)`` and what the site keeps for itself after the round."""
+    from aiseeme_models.training.shared_state import load_flat
+
+    config = request.config
+    bench = _bench(site, request)
+    kept = _state(site, request).load_before(request.round + 1)
+    load_flat(bench.task, bench.layout, weights)
+    bench.start_local(
+        _below(_LOCAL, kept) if kept else None,
+        len(site.images(config.images, "train", config.holdout)),
+        generator(config.seed, "local", site.name, request.stage),
+    )
+    return bench
 
 
 def _bench(site: Site, request: RoundRequest) -> Workbench:

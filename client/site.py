@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """Preprocessed images and what each shows. Labels leave a site in no form."""
+
+    images: CachedImages
+    labels: list[str]
+
+
+@dataclass(frozen=True)
 class Site:
     """One hospital.
 
@@ -55,7 +63,7 @@ class Site:
     budget: PrivacyBudget | None = None
     survey: Callable[[ImageOptions, bool], Site] | None = None
     on_step: Callable[[str, int, int, float], None] | None = None
-    _opened: dict[tuple[str, Split, str], tuple[CachedImages, list[str]]] = field(
+    _opened: dict[tuple[str, Split, str], tuple[CachedImages, list[CatalogueRow]]] = field(
         default_factory=dict, repr=False, compare=False
     )
 
@@ -76,9 +84,15 @@ class Site:
 
     def patients_of_images(self, options: ImageOptions, split: Split, holdout: HoldOut) -> list[str]:
         """Whose each of `images` is: pseudonyms of patients, or of what is known in their place."""
-        return self._open(options, split, holdout)[1]
+        return [row.group for row in self._open(options, split, holdout)[1]]
 
-    def _open(self, options: ImageOptions, split: Split, holdout: HoldOut) -> tuple[CachedImages, list[str]]:
+    def labelled(self, options: ImageOptions, split: Split, holdout: HoldOut) -> Labelled:
+        """Those of `images` that have a label."""
+        images, rows = self._open(options, split, holdout)
+        places = [place for place, row in enumerate(rows) if row.label is not None]
+        return Labelled(images.only(places), [str(rows[place].label) for place in places])
+
+    def _open(self, options: ImageOptions, split: Split, holdout: HoldOut) -> tuple[CachedImages, list[CatalogueRow]]:
         from aiseeme_models.images.cache import ImageCache
         from aiseeme_models.images.filling import WantedImage, fill
 
@@ -90,7 +104,7 @@ class Site:
             if bad:
                 self.log.warning("%d images of the catalogue can no longer be used", len(bad))
             usable = [row for row in rows if row.content not in bad]
-            self._opened[key] = cache.open([row.content for row in usable]), [row.group for row in usable]
+            self._opened[key] = cache.open([row.content for row in usable]), usable
         return self._opened[key]
 
     @property

@@ -135,8 +135,8 @@ class FederationConfig(Options):
         channels = self.images.resolved_preset.channels
         for index, stage in enumerate(self.curriculum.stage):
             where = f"curriculum.stage.{index} ({stage.task})"
-            if stage.stop == "plateau" and self.holdout.validation == 0:
-                raise InputError(f"{where}: stop = 'plateau' needs held-out images: holdout.validation is 0")
+            if stage.stop != "rounds" and self.holdout.validation == 0:
+                raise InputError(f"{where}: stop = {stage.stop!r} needs held-out images: holdout.validation is 0")
             try:
                 if stage.distill is not None:
                     _check_distilled(stage.distill, index, self.model.norm)
@@ -209,9 +209,10 @@ def _check_private(stage: Stage, norm: Norm) -> None:
             f"[privacy] needs a loss of one image at a time: {stage.task} compares images with others, so that one "
             f"patient changes the gradients of others and no epsilon would hold; these tasks do: {', '.join(fitting)}"
         )
-    if stage.stop == "plateau":
+    if stage.stop != "rounds":
         raise InputError(
-            "stop = 'plateau' needs the held-out loss, which sites do not tell under [privacy]: use 'rounds'"
+            f"stop = {stage.stop!r} needs a figure of held-out images, which sites do not tell under [privacy]: use"
+            " 'rounds'"
         )
     if stage.precision == "bf16":
         raise InputError(

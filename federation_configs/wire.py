@@ -79,6 +79,7 @@ class SiteError(IntEnum):
     TEACHER_MISSING = 1033
     TOO_FEW_HELD_OUT = 1034
     TOO_MANY_COMPARISONS = 1035
+    NO_LABELS = 1036
 
     @property
     def sentence(self) -> str:
@@ -121,6 +122,7 @@ _SENTENCES = {
     SiteError.TEACHER_MISSING: "the site does not have the backbone that the stage distils from",
     SiteError.TOO_FEW_HELD_OUT: f"the site has fewer than {SMALLEST_COMPARISON} held-out images to compare models on",
     SiteError.TOO_MANY_COMPARISONS: "the site's policy allows no more comparisons of models today",
+    SiteError.NO_LABELS: "the site has no labels of two classes or more to score a backbone with",
     SiteError.INTERNAL: "an internal error; the site's own log has the details",
 }
 
@@ -141,6 +143,11 @@ def told_loss(loss: float) -> float:
 def told_likeness(likeness: float | None) -> float | None:
     """A CKA or SVCCA as it may leave a site: `LOSS_DIGITS` significant digits, in [-1, 1]."""
     return None if likeness is None else float(f"{min(max(likeness, -1.0), 1.0):.{LOSS_DIGITS}g}")
+
+
+def told_score(score: float) -> float:
+    """A balanced accuracy as it may leave a site: three decimals."""
+    return round(min(max(score, 0.0), 1.0), 3)
 
 
 def told_rank(rank: float) -> float:
@@ -237,6 +244,16 @@ class RoundRequest(WeightedRequest):
     layout_sha256: str = Field(pattern=SHA256)
 
 
+class ScoreRequest(RoundRequest):
+    """Probe the global backbone on the site's own labelled images, the test split left alone.
+
+    Attributes:
+        probe: ``"knn"`` or ``"linear"``, as `aiseeme_models.downstream.probe` does them.
+    """
+
+    probe: Literal["knn", "linear"] = "knn"
+
+
 class TeachRequest(RoundRequest):
     """Keep the backbone beside this as the teacher of the stage; once a stage, as it is too large for every round."""
 
@@ -288,6 +305,13 @@ class RoundReply(Reply):
     stage: int = Field(ge=0)
     images: Count
     seconds: Seconds
+
+
+class ScoreReply(RoundReply):
+    """The balanced accuracy on ``images`` labelled validation images, as `told_score` rounds it."""
+
+    images: Annotated[int, Field(ge=SMALLEST_COMPARISON, le=2**31)]
+    score: Annotated[float, Field(ge=0, le=1)]
 
 
 class TeachReply(RoundReply):

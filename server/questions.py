@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flwr.app import Message
     from flwr.serverapp import Grid
 
-_TYPES = {"teach": "query.teach", "train": "train", "evaluate": "evaluate"}
+_TYPES = {"teach": "query.teach", "train": "train", "evaluate": "evaluate", "score": "query.score"}
 
 
 @dataclass(frozen=True)

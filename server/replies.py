@@ -16,6 +16,8 @@ from federation_configs.wire import (
     Reply,
     RoundReply,
     RoundRequest,
+    ScoreReply,
+    ScoreRequest,
     SiteError,
     TeachReply,
     TeachRequest,
@@ -134,6 +136,16 @@ def check_evaluation(
     """Check a reply to an evaluation request; ``declared`` is the site's number of validation images."""
     body = _checked(message, EvaluateReply, site=site, asked=asked, nonce=nonce, weights=False)
     if isinstance(body, EvaluateReply) and not 1 <= body.images <= declared:
+        return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.images} images; the site declared {declared}")
+    return body
+
+
+def check_score(
+    message: Message, *, site: str, asked: ScoreRequest, nonce: str | None, declared: int
+) -> ScoreReply | Refused:
+    """Check a reply to a request for a score; ``declared`` is the site's number of validation images."""
+    body = _checked(message, ScoreReply, site=site, asked=asked, nonce=nonce, weights=False)
+    if isinstance(body, ScoreReply) and body.images > declared:
         return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.images} images; the site declared {declared}")
     return body
 

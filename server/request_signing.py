@@ -45,7 +45,7 @@ class RequestSigner:
         """A signed record of ``request`` and of the weights beside it.
 
         Args:
-            kind: what is asked: describe, train, evaluate or analyse; a signature for one is none for another.
+            kind: what is asked, for instance train; a signature for one is none for another.
             request: without a stamp.
             site: the only site that it is for; None: any.
             valid_s: seconds for which it is good, at most `LONGEST_VALIDITY_S`.

@@ -31,7 +31,7 @@ class StageResult(_Part):
     task: Text
     rounds: int
     rounds_done: int
-    stopped_by: Literal["rounds", "plateau"] | None
+    stopped_by: Literal["rounds", "plateau", "probe"] | None
     loss_first: float | None
     loss_last: float | None
     heldout_loss: float | None

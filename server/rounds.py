@@ -19,7 +19,15 @@ from federation_configs.loading import config_sha256
 from federation_configs.records import Enclosure
 from federation_configs.schema import FederationConfig
 from federation_configs.transfer import outgoing, restored
-from federation_configs.wire import EvaluateReply, EvaluateRequest, SiteError, TeachRequest, TrainReply, TrainRequest
+from federation_configs.wire import (
+    EvaluateReply,
+    EvaluateRequest,
+    ScoreRequest,
+    SiteError,
+    TeachRequest,
+    TrainReply,
+    TrainRequest,
+)
 from server.aggregation import Aggregation, UpdateRefused, build_aggregation
 from server.checkpoint_manifest import CountedSite
 from server.checkpoints import CheckpointStore
@@ -38,6 +46,7 @@ from server.replies import (
 from server.request_signing import RequestSigner
 from server.roster import Owners, Roster
 from server.run_state import RunState, SiteState, StageState, mean_over_sites
+from server.scoring import score_at_sites
 from server.site_privacy import SitePrivacy
 from server.teachers import Teachers
 
@@ -230,6 +239,9 @@ class RoundLoop:
             stage.losses.append(loss)
         if heldout is not None:
             stage.heldout.append(heldout)
+        score = self._score(state, model, vector) if self.config.curriculum.stage[state.stage].stop == "probe" else None
+        if score is not None:
+            stage.scores.append(score)
         seconds = [reply.seconds for reply in counted.values()]
         state.training_s += max(seconds) if self.parallel else sum(seconds)
         task = self.config.curriculum.stage[state.stage].task
@@ -251,7 +263,9 @@ class RoundLoop:
             for name, why in sorted(refused.items())
             if name not in counted
         ]
-        summary = {"event": "round", "loss": loss, "heldout_loss": heldout}
+        summary = {"event": "round", "loss": loss, "heldout_loss": heldout} | (
+            {} if score is None else {"score": score}
+        )
         lines.append(common | summary | {"answered": len(counted), "invited": len(state.sites)})
         return vector, lines
 
@@ -333,6 +347,13 @@ class RoundLoop:
                 state.training_s += reply.seconds
         return mean_over_sites(losses)
 
+    def _score(self, state: RunState, model: StageModel, vector: NDArray[np.float32]) -> float | None:
+        """How well the new global backbone tells the sites' own labels."""
+        nodes = {node: name for node, name in self._roster.nodes.items() if state.sites[name].validation > 1}
+        beside = Enclosure(outgoing(vector, self.config.federation.transfer))
+        asked = ScoreRequest(**self._question(state, model))
+        return score_at_sites(self._questions, asked, nodes, state.sites, beside, self.observer)
+
     def _check_collapse(self, state: RunState, lines: list[dict[str, Any]]) -> None:
         """Stop where most of the sites that counted have seen collapse. No checkpoint is written of the round."""
         sites = [line["site"] for line in lines if line.get("collapsed")]
@@ -360,8 +381,9 @@ class RoundLoop:
         state.round += 1
         state.round_in_stage += 1
         stage.rounds_done = state.round_in_stage
-        if options.stop == "plateau" and plateau(stage.heldout, options.patience, options.min_improvement):
-            stage.stopped_by = "plateau"
+        errors = {"plateau": stage.heldout, "probe": [1 - score for score in stage.scores], "rounds": []}[options.stop]
+        if options.stop != "rounds" and plateau(errors, options.patience, options.min_improvement):
+            stage.stopped_by = options.stop
         elif state.round_in_stage >= options.rounds:
             stage.stopped_by = "rounds"
         else:

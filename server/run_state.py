@@ -20,9 +20,10 @@ class StageState(_State):
     """One stage so far; ``teacher`` is the hash of the backbone that it distils from, where it does."""
 
     rounds_done: int = 0
-    stopped_by: Literal["rounds", "plateau"] | None = None
+    stopped_by: Literal["rounds", "plateau", "probe"] | None = None
     losses: list[float] = Field(default_factory=list)
     heldout: list[float] = Field(default_factory=list)
+    scores: list[float] = Field(default_factory=list)
     chance_loss: float | None = None
     teacher: str | None = None
 

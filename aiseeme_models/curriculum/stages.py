@@ -20,11 +20,12 @@ class Stage(TrainingOptions):
 
     Attributes:
         task: the pretext task's registered name.
-        rounds: federated rounds, at most if ``stop`` is ``"plateau"``.
+        rounds: federated rounds; the most, where ``stop`` may end the stage earlier.
         lr: also ``"paper"``: optimiser and weight decay of the task's `Recipe` (unless they are given), and its
             learning rate in proportion to ``batch_size``.
         stop: ``"rounds"`` plays them all; ``"plateau"`` ends when the held-out pretext loss has not improved by
-            ``min_improvement`` (relative) for ``patience`` rounds.
+            ``min_improvement`` (relative) for ``patience`` rounds; ``"probe"`` the same with the error (1 - balanced
+            accuracy) of a k-NN probe that each site makes on its own labelled validation images.
         distill: holds the backbone to an earlier one; None: it does not.
         on_collapse: ``"fail"`` ends the run where most sites see that the features have become nearly one (see
             `analysis.collapse`); ``"note"`` says so and goes on.
@@ -33,7 +34,7 @@ class Stage(TrainingOptions):
 
     task: str
     rounds: int = Field(ge=1)
-    stop: Literal["rounds", "plateau"] = "rounds"
+    stop: Literal["rounds", "plateau", "probe"] = "rounds"
     patience: int = Field(default=3, ge=1)
     min_improvement: float = Field(default=0.01, ge=0, lt=1)
     distill: DistillOptions | None = None

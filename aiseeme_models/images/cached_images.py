@@ -35,6 +35,11 @@ class CachedImages:
     def __len__(self) -> int:
         return len(self._row_of)
 
+    def only(self, places: Sequence[int]) -> CachedImages:
+        """Some of the images, by their places, in that order."""
+        chosen = np.asarray(places, dtype=np.int64)
+        return CachedImages(self._packs, self._pack_of[chosen], self._row_of[chosen], self.shape)
+
     def batch(self, indices: Tensor) -> Tensor:
         """The images of ``indices`` ``(B,)`` int64, in their order, as uint8 ``(B, C, S, S)``.
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from client import comparing, rounds
+from client import comparing, rounds, scoring
 from client.scanning import scan
 from client.site import Site
 from client.site_home import SiteHome
-from tests.conftest import write_pictures
+from tests.conftest import InProcess, write_pictures
 from tests.federation.gated_site import CONFIG, TYPES, Asked
 
 
@@ -31,8 +31,25 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was worked on although it should not have been."""
     done: list[str] = []
     for kind in TYPES:
-        place = comparing if kind == "analyse" else rounds
+        place = {"analyse": comparing, "score": scoring}.get(kind, rounds)
         monkeypatch.setattr(place, kind, lambda *_, kind=kind: done.append(kind))
     for place in (comparing, rounds):
         monkeypatch.setattr(place, "expected_size", lambda *_: done.append("built a model"))
     return done
+
+
+@pytest.fixture(scope="session")
+def hospitals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Hospitals with about 75 and about 150 held-out pictures, and one with a few."""
+    root = tmp_path_factory.mktemp("comparing")
+    counts = {"alpha": 150, "beta": 280, "gamma": 40}
+    return [write_pictures(root / name, count, seed=9 + count) for name, count in counts.items()]
+
+
+@pytest.fixture
+def three(hospitals: list[Path], site_home: SiteHome, tmp_path: Path) -> InProcess:
+    sites = []
+    for data in hospitals:
+        scanned = scan(data, site_home, CONFIG.images.pipeline)
+        sites.append(Site(data.name, scanned.root, scanned.rows, site_home.store, tmp_path / "sites" / data.name))
+    return InProcess(CONFIG, tmp_path, sites)

@@ -25,6 +25,7 @@ from federation_configs.wire import (
     DescribeRequest,
     EvaluateRequest,
     Request,
+    ScoreRequest,
     SiteError,
     TeachRequest,
     TrainRequest,
@@ -43,6 +44,7 @@ TYPES = {
     "train": "train",
     "evaluate": "evaluate",
     "analyse": "query.analyse",
+    "score": "query.score",
 }
 CONFIG = tiny_config(holdout={"test": 0.1, "validation": 0.5})
 
@@ -87,7 +89,7 @@ class Asked:
             return DescribeRequest(run="run-1", config=CONFIG)
         if kind == "analyse":
             return AnalyseRequest(run="run-1", config=CONFIG, models=(self.compared, self.compared))
-        kinds = {"teach": TeachRequest, "train": TrainRequest, "evaluate": EvaluateRequest}
+        kinds = {"teach": TeachRequest, "train": TrainRequest, "evaluate": EvaluateRequest, "score": ScoreRequest}
         return kinds[kind](run="run-1", config=CONFIG, **place)
 
     def signed(self, kind: str, signer: RequestSigner | None = None, **changes: Any) -> RecordDict:

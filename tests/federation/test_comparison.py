@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,34 +20,15 @@ from aiseeme_models.images.cached_images import CachedImages
 from aiseeme_models.seeding import generator
 from client.ledger import Ledger
 from client.privacy import PrivacyBudget
-from client.scanning import scan
 from client.site import Site
 from client.site_config import BudgetOptions, PolicyOptions
-from client.site_home import SiteHome
 from federation_configs.schema import FederationConfig
 from federation_configs.wire import AnalyseReply, AnalyseRequest, ComparedModel, SiteError, told_likeness, told_rank
 from server.comparison import Comparison, NamedBackbone, Pair
 from server.local_grid import LocalGrid
 from server.request_signing import RequestSigner
-from tests.conftest import InProcess, tiny_config, write_pictures
+from tests.conftest import InProcess, tiny_config
 from tests.federation.gated_site import CONFIG, FEDERATION, KEY, NOW, Asked, gated
-
-
-@pytest.fixture(scope="session")
-def hospitals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Hospitals with about 75 and about 150 held-out pictures, and one with a few."""
-    root = tmp_path_factory.mktemp("comparing")
-    counts = {"alpha": 150, "beta": 280, "gamma": 40}
-    return [write_pictures(root / name, count, seed=9 + count) for name, count in counts.items()]
-
-
-@pytest.fixture
-def three(hospitals: list[Path], site_home: SiteHome, tmp_path: Path) -> InProcess:
-    sites = []
-    for data in hospitals:
-        scanned = scan(data, site_home, CONFIG.images.pipeline)
-        sites.append(Site(data.name, scanned.root, scanned.rows, site_home.store, tmp_path / "sites" / data.name))
-    return InProcess(CONFIG, tmp_path, sites)
 
 
 def backbone(seed: int, name: str = "resnet-tiny", channels: int = 3) -> NamedBackbone:
