@@ -52,7 +52,7 @@ def test_a_signed_request_is_answered_and_entered(kind: str, asked: Asked) -> No
     assert [ask[0], start[0], end[0]] == ["asked", "started", "answered"]
     fields = ask[1]
     assert (fields["what"], fields["run"], fields["coordinator"]) == (kind, "run-1", public_hex(KEY.public_key()))
-    of_a_round = kind in ("train", "evaluate")
+    of_a_round = kind not in ("describe", "analyse")
     assert (fields["round"], fields["stage"]) == ((1, 0) if of_a_round else (None, None))
     assert fields["task"] == ("rotation" if of_a_round else "rotation, simclr")
     body = json.loads(reply.content["body"]["json"])
