@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message
 
 from aiseeme_models.downstream.features import extract_features
 from aiseeme_models.downstream.probe import knn_probe, linear_probe
@@ -20,7 +20,6 @@ from server.observer import Silent
 from tests.conftest import InProcess, tiny_config
 from tests.federation.gated_site import CONFIG
 from tests.federation.test_private_rounds import PRIVATE
-from tests.federation.test_round_loop import changed_body
 
 STAGE = {"task": "rotation", "rounds": 4, "batch_size": 4, "lr": 0.01}
 
@@ -122,7 +121,10 @@ def test_a_score_that_cannot_be_does_not_count(lie, three):
     three.config, observer = probed(rounds=1), Told()
 
     def alter(message, reply):
-        return changed_body(**lie)(message, reply) if message.metadata.message_type == "query.score" else reply
+        if message.metadata.message_type == "query.score":
+            body = json.loads(reply.content["body"]["json"]) | lie
+            reply.content["body"] = ConfigRecord({"json": json.dumps(body)})
+        return reply
 
     three.alter = {"alpha": alter}
     three.play(observer)
