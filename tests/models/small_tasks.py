@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from typing import Any
 
-SMALL: dict[str, dict[str, Any]] = {"moco": {"queue": 16}}
+SMALL: dict[str, dict[str, Any]] = {"moco": {"queue": 16}, "npid": {"negatives": 48}}

@@ -40,13 +40,22 @@ def coupling(task, images, augmentation) -> float:
 
 def later_influence(task_factory, images, augmentation) -> float:
     """How much an image of one step changes another image's loss in the next step, the weights being equal."""
-    later = images.batch(torch.arange(4, 6))
     losses = []
     for index in (0, 1):
         task = task_factory()
-        task.after_step(task.views(images.batch(torch.tensor([index])), augmentation, generator(1)), 0.0)
-        losses.append(task.loss(task.views(later, augmentation, generator(2)), generator(3)).item())
+        step_without_training(task, images.batch(torch.tensor([index, 3])), torch.tensor([0, 3]), augmentation)
+        task.look_at(torch.tensor([4, 5]))
+        views = task.views(images.batch(torch.tensor([4, 5])), augmentation, generator(2))
+        losses.append(task.loss(views, generator(3)).item())
     return abs(losses[0] - losses[1])
+
+
+def step_without_training(task, batch, rows, augmentation) -> None:
+    """A step of the training loop that leaves the weights as they are: queues and banks take in its images."""
+    task.look_at(rows)
+    views = task.views(batch, augmentation, generator(1))
+    task.loss(views, generator(1))
+    task.after_step(views, 0.0)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -194,8 +203,9 @@ def test_a_task_lowers_its_loss_on_images_that_it_suits(name, norm, tiny_task, t
     def look() -> float:
         return heldout_loss(task, images, options, augmentation=augmentation, seed=9, device=CPU)[0]
 
-    # MoCo's queue is filled first: random negatives are easier than real ones.
-    task.after_step(task.eval().views(images.batch(torch.arange(16)), augmentation, generator(3)), 0.0)
+    # Queues and banks are filled first: random negatives are easier than real ones.
+    for rows in 4 * torch.arange(64).split(16):
+        step_without_training(task.eval(), images.batch(rows), rows, augmentation)
     before = look()
     train_round(task, images, options, augmentation=augmentation, seed=2, stage_progress=(0.0, 1.0), device=CPU)
     after = look()

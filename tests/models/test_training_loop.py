@@ -65,6 +65,7 @@ def plain_loop(task, images, augmentation, *, seed, epochs, lr, mu=0.0):
             for group in optimizer.param_groups:
                 group["lr"] = lr * (1 + math.cos(math.pi * 0.5 * step / steps)) / 2
             optimizer.zero_grad()
+            task.look_at(indices)
             views = task.views(images.batch(indices), augmentation, views_generator)
             loss = task.loss(views, generator(0))
             losses.append(loss.item())
