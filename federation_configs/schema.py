@@ -137,6 +137,11 @@ class FederationConfig(Options):
             where = f"curriculum.stage.{index} ({stage.task})"
             if stage.stop != "rounds" and self.holdout.validation == 0:
                 raise InputError(f"{where}: stop = {stage.stop!r} needs held-out images: holdout.validation is 0")
+            if stage.stop == "plateau" and not pretext_tasks[stage.task].comparable_rounds:
+                raise InputError(
+                    f"{where}: stop = 'plateau' goes by the held-out loss, which rises in the first rounds of this task"
+                    " although it learns: use 'rounds' or 'probe'"
+                )
             try:
                 if stage.distill is not None:
                     _check_distilled(stage.distill, index, self.model.norm)

@@ -58,6 +58,8 @@ class PretextTask(nn.Module, ABC):
         rederived: names of the children of ``local`` that `begin_round` makes anew from ``shared``, so that a site
             need not keep them between rounds.
         per_image: names of the buffers of ``local`` with one row for every training image of the site (memory banks).
+        comparable_rounds: whether the held-out loss of a later round tells if the task was learnt better, which is what
+            ``stop = "plateau"`` goes by. Not so where the loss becomes harder as a bank or clusters take shape.
     """
 
     family: ClassVar[Family]
@@ -66,6 +68,7 @@ class PretextTask(nn.Module, ABC):
     options_type: ClassVar[type[Options]] = Options
     rederived: ClassVar[tuple[str, ...]] = ()
     per_image: ClassVar[tuple[str, ...]] = ()
+    comparable_rounds: ClassVar[bool] = True
 
     shared: nn.ModuleDict
     local: nn.Module

@@ -99,6 +99,14 @@ def test_a_plateau_needs_held_out_images():
         check_config(config, where="f.toml")
 
 
+@pytest.mark.parametrize("task", ["npid", "deepcluster"])
+def test_a_plateau_is_not_sought_in_a_loss_that_rises_while_the_task_is_learnt(task):
+    stage = {"task": task, "rounds": 9, "stop": "plateau"}
+    with pytest.raises(InputError, match=f"curriculum.stage.0 .{task}.: stop = 'plateau'.*use 'rounds' or 'probe'"):
+        check_config(changed("curriculum.stage", [stage]), where="f.toml")
+    check_config(changed("curriculum.stage", [stage | {"stop": "rounds"}]), where="f.toml")
+
+
 def test_relative_location_needs_an_image_that_a_grid_fits_in():
     config = changed("curriculum.stage.0.task", "relative-location")
     config["images"]["size"] = 32

@@ -203,9 +203,10 @@ def test_a_task_lowers_its_loss_on_images_that_it_suits(name, norm, tiny_task, t
     def look() -> float:
         return heldout_loss(task, images, options, augmentation=augmentation, seed=9, device=CPU)[0]
 
-    # Queues and banks are filled first: random negatives are easier than real ones.
-    for rows in 4 * torch.arange(64).split(16):
-        step_without_training(task.eval(), images.batch(rows), rows, augmentation)
+    for _ in range(4):  # queues and banks are filled first: random negatives are easier than real ones
+        task.eval().begin_round()
+        for rows in torch.arange(64).split(16):
+            step_without_training(task, images.batch(rows), rows, augmentation)
     before = look()
     train_round(task, images, options, augmentation=augmentation, seed=2, stage_progress=(0.0, 1.0), device=CPU)
     after = look()

@@ -120,6 +120,8 @@ def test_the_same_seed_gives_the_same_bits(name, tiny_task, images, augmentation
         ("moco", "batch", "sgd"),
         ("byol", "group", "lars"),
         ("simclr", "batch", "adamw"),
+        ("npid", "batch", "adamw"),
+        ("deepcluster", "group", "adamw"),
     ],
 )
 def test_a_resumed_site_ends_with_the_bits_of_an_uninterrupted_one(
