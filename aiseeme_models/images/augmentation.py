@@ -43,6 +43,11 @@ class BatchAugmentation:
         options = self.options.model_copy(update={"rotation_degrees": 0.0, "flip_vertical": False})
         return BatchAugmentation(options, self.mean, self.std)
 
+    def cropped(self, crop_min: float, crop_max: float) -> BatchAugmentation:
+        """The same with views that show other parts of the area, in (0, 1]: for tasks that need smaller crops too."""
+        options = self.options.model_copy(update={"crop_min": crop_min, "crop_max": crop_max})
+        return BatchAugmentation(options, self.mean, self.std)
+
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator, size: int | None = None) -> Tensor:
         """A random view of every image.

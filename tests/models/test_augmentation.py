@@ -86,6 +86,16 @@ def test_crops_show_the_asked_part_of_the_area_and_stay_inside():
     assert bool((across.diff(dim=2) > 0).all())  # no reflection: the crop lies inside
 
 
+def test_cropped_changes_the_part_that_is_shown_and_nothing_else():
+    options = AugmentationOptions(crop_min=0.6, rotation_degrees=20, brightness=0.2, flip_horizontal=True, aspect=1.2)
+    augmentation = BatchAugmentation(options, [0.4], [0.2])
+    smaller = augmentation.cropped(0.1, 0.3)
+    expected = options.model_dump() | {"crop_min": 0.1, "crop_max": 0.3}
+    assert smaller.options == AugmentationOptions(**expected)
+    assert (smaller.mean, smaller.std) == (augmentation.mean, augmentation.std)
+    assert augmentation.options.crop_min == 0.6
+
+
 def test_the_aspect_ratio_stays_within_its_bound():
     size = 64
     x = (torch.arange(size) * 3).view(1, 1, 1, -1).expand(300, 1, size, size).to(torch.uint8)
