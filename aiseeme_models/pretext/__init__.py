@@ -2,7 +2,7 @@
 
 from aiseeme_models.backbones import Backbone, Norm
 from aiseeme_models.options import Options
-from aiseeme_models.pretext import byol, deepcluster, moco, npid, relative_location, rotation, simclr  # noqa: F401  (registers them)
+from aiseeme_models.pretext import byol, deepcluster, moco, npid, relative_location, rotation, simclr, swav  # noqa: F401
 from aiseeme_models.pretext.base import PretextTask, pretext_tasks
 
 __all__ = ["PretextTask", "build_task", "pretext_tasks"]

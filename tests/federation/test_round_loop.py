@@ -288,7 +288,7 @@ def test_a_plateau_ends_a_stage_early(federation):
     assert state.stages[1].stopped_by == "rounds"
 
 
-@pytest.mark.parametrize("task", ["moco", "npid", "deepcluster", "byol", "relative-location"])
+@pytest.mark.parametrize("task", ["moco", "npid", "swav", "deepcluster", "byol", "relative-location"])
 @pytest.mark.parametrize("norm", ["group", "batch", "batch-local"])
 def test_every_task_runs_with_every_norm(task, norm, federation):
     if (task, norm) == ("byol", "group"):

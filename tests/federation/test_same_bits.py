@@ -12,6 +12,7 @@ from tests.conftest import tiny_config
 
 MOCO = {"task": "moco", "rounds": 3, "batch_size": 4, "options": {"queue": 16}}
 BYOL = {"task": "byol", "rounds": 2, "batch_size": 4, "optimizer": "sgd"}
+SWAV = {"task": "swav", "rounds": 3, "batch_size": 4, "options": {"queue": 8, "queue_from": 0.2, "freeze": 0.4}}
 
 
 class Crash(BaseException):
@@ -151,6 +152,16 @@ def test_a_queue_goes_on_where_it_was(federation):
     for kept in forgetful.folder.rglob("sites/*/runs/**/*.safetensors"):
         kept.unlink()
     assert (forgetful.play()[1] != whole).any()
+
+
+@pytest.mark.parametrize(("moment", "count"), [("a site has answered", 1), ("a site has answered", 5)])
+def test_prototypes_that_are_not_yet_trained_and_a_queue_that_fills_go_on_where_they_were(moment, count, federation):
+    config = tiny_config(curriculum={"stage": [SWAV]})
+    whole = federation(config, where="whole").play()[1]
+    crashed = federation(config, where="crashed")
+    with pytest.raises(Crash):
+        crashed.play(CrashAt(moment, count))
+    np.testing.assert_array_equal(whole, crashed.play()[1])
 
 
 def damage(folder, rounds):

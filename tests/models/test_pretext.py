@@ -24,7 +24,8 @@ NORMS = ["group", "group-ws", "batch", "batch-local"]
 
 
 def test_the_tasks_are_registered():
-    assert {"rotation", "relative-location", "simclr", "moco", "byol"} <= set(pretext_tasks)
+    expected = {"rotation", "relative-location", "simclr", "moco", "npid", "swav", "deepcluster", "byol"}
+    assert expected <= set(pretext_tasks)
 
 
 def coupling(task, images, augmentation) -> float:
@@ -186,7 +187,7 @@ def test_byols_momentum_ends_at_one(tiny_task, toy_images, augmentation):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_shared_parameter_gets_a_gradient_and_no_local_one_does(name, tiny_task, toy_images, augmentation):
-    task = tiny_task(name)
+    task = tiny_task(name, **SMALL.get(name, {}))
     views = task.views(toy_images(4).batch(torch.arange(4)), augmentation, generator(1))
     task.loss(views, generator(2)).backward()
     assert all(weight.grad is not None for weight in task.shared.parameters())

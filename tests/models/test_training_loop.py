@@ -122,6 +122,7 @@ def test_the_same_seed_gives_the_same_bits(name, tiny_task, images, augmentation
         ("simclr", "batch", "adamw"),
         ("npid", "batch", "adamw"),
         ("deepcluster", "group", "adamw"),
+        ("swav", "batch", "lars"),
     ],
 )
 def test_a_resumed_site_ends_with_the_bits_of_an_uninterrupted_one(
