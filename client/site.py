@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +66,10 @@ class Site:
     _opened: dict[tuple[str, Split, str], tuple[CachedImages, list[CatalogueRow]]] = field(
         default_factory=dict, repr=False, compare=False
     )
+
+    def with_rows(self, name: str, rows: Sequence[CatalogueRow], state_folder: Path) -> Site:
+        """A simulated site of the same folder with other images, which knows nothing of this one's."""
+        return replace(self, name=name, rows=rows, state_folder=state_folder, _opened={})
 
     def rows_of(self, split: Split, holdout: HoldOut) -> list[CatalogueRow]:
         """The accepted images of a split, in an order that depends on their content only."""

@@ -18,10 +18,11 @@ from aiseeme_models.pretext import build_task
 from aiseeme_models.seeding import generator
 from aiseeme_models.training.shared_state import SharedLayout, flatten, layout_of, load_flat
 from federation_configs.schema import FederationConfig
-from server.model_manifest import MANIFEST_FILE, WEIGHTS_FILE, read_model_manifest
+from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, WEIGHTS_FILE, read_model_manifest
 from server.weights_file import tensors_in
 
 NEAR_CHANCE = 0.75
+_CLASSIFIER = frozenset({"fc.weight", "fc.bias"})
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,44 @@ def load_backbone(folder: Path, config: FederationConfig) -> Backbone:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     if hashlib.sha256(payload).hexdigest() != manifest.sha256:
         raise InputError(f"{path}: its SHA-256 is not the one in {MANIFEST_FILE}; the file was altered")
+    return _filled(config, payload, str(path))
+
+
+def read_backbone(source: Path, config: FederationConfig) -> Backbone:
+    """The backbone to start from that a person names: a run's or model's folder, or a safetensors file.
+
+    A file of torchvision's names may hold the last layer too (``fc.weight``, ``fc.bias``), which is left out.
+
+    Raises:
+        InputError: nothing there, altered files, weights of another architecture, or a file that is no safetensors.
+    """
+    if source.is_dir():
+        return load_backbone(source / MODEL_FOLDER if (source / MODEL_FOLDER).is_dir() else source, config)
+    try:
+        payload = source.read_bytes()
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read: {error.strerror}") from None
+    return _filled(config, payload, str(source), beside=_CLASSIFIER)
+
+
+def flat_backbone(config: FederationConfig, stage: int, backbone: Backbone) -> NDArray[np.float32]:
+    """The backbone's part of a stage's flat vector, ``(B,)``: what `start_of_stage` takes."""
+    options = config.curriculum.stage[stage]
+    task = build_task(options.task, backbone, options.options, config.model.norm)
+    layout = layout_of(task, config.model.norm)
+    return flatten(task, layout)[: layout.backbone_size]
+
+
+def _filled(config: FederationConfig, payload: bytes, name: str, beside: frozenset[str] = frozenset()) -> Backbone:
+    """A backbone with the weights of a file's bytes; tensors called as ``beside`` are passed over."""
     backbone = new_backbone(config)
-    tensors = tensors_in(payload, str(path))
-    expected = {name: (tuple(value.shape), value.dtype) for name, value in backbone.state_dict().items()}
-    if {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()} != expected:
+    tensors = {key: value for key, value in tensors_in(payload, name).items() if key not in beside}
+    expected = {key: (tuple(value.shape), value.dtype) for key, value in backbone.state_dict().items()}
+    if {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()} != expected:
         raise InputError(
-            f"{path}: its weights are not those of a {config.model.backbone} with {config.model.norm} norm"
+            f"{name}: its weights are not those of a {config.model.backbone} with {config.model.norm} norm"
         )
+    if not all(bool(value.isfinite().all()) for value in tensors.values()):
+        raise InputError(f"{name}: some of its weights are not finite")
     backbone.load_state_dict(tensors)
     return backbone

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aiseeme_models.images.splits import split_at
+from aiseeme_models.images.splits import Split, split_at
 from server.results import Baselines, Probes
 
 if TYPE_CHECKING:
     from aiseeme_models.backbones import Backbone
+    from aiseeme_models.downstream.metrics import ProbeScore
+    from aiseeme_models.images.augmentation import BatchAugmentation
     from aiseeme_models.images.cache import CacheStore
     from aiseeme_models.images.cached_images import CachedImages
     from client.scanning import CatalogueRow
@@ -29,9 +31,96 @@ class ProbeOutcome:
 
 
 @dataclass(frozen=True)
-class _Labelled:
+class LabelledImages:
+    """Decoded images with their labels and, for each, the catalogue's pseudonym of its patient or lesion."""
+
     images: CachedImages
     labels: list[str]
+    rows: list[CatalogueRow]
+
+
+@dataclass(frozen=True)
+class ProbeImages:
+    """What probes train and test on, and how images become the network's input.
+
+    Attributes:
+        train: labelled images of patients or lesions that do not test.
+        test: labelled images of the others, none of which is in pretraining at any site.
+    """
+
+    config: FederationConfig
+    train: LabelledImages
+    test: LabelledImages
+    device: str
+
+    def score(self, candidate: Backbone) -> Probes:
+        """Linear and k-NN probe of frozen features."""
+        from aiseeme_models.downstream.features import extract_features
+        from aiseeme_models.downstream.probe import knn_probe, linear_probe
+
+        candidate = self.ready(candidate)
+        plain = self.augmentation.plain
+        x = extract_features(candidate, self.train.images, plain, device=self.device)
+        x_test = extract_features(candidate, self.test.images, plain, device=self.device)
+        y, y_test = self.train.labels, self.test.labels
+        return Probes(
+            linear=linear_probe(x, y, x_test, y_test, seed=self.config.seed),
+            knn=knn_probe(x, y, x_test, y_test, k=self.config.probe.k),
+        )
+
+    def floor(self) -> ProbeScore:
+        """The score of a thumbnail and the colours."""
+        from aiseeme_models.downstream.floor import thumbnail_floor
+
+        return thumbnail_floor(self.train.images, self.train.labels, self.test.images, self.test.labels)
+
+    def ready(self, candidate: Backbone) -> Backbone:
+        """``candidate``, or where its norm keeps no statistics a copy that has those of the training images."""
+        from aiseeme_models.downstream.features import recalibrate_batch_norm
+
+        if self.config.model.norm != "batch-local":
+            return candidate
+        candidate = copy.deepcopy(candidate)  # the delivered model does not depend on what it is probed with
+        recalibrate_batch_norm(candidate, self.train.images, self.augmentation.plain, device=self.device)
+        return candidate
+
+    @property
+    def augmentation(self) -> BatchAugmentation:
+        """The domain's random views; its ``plain`` is what probes see."""
+        from aiseeme_models.images.augmentation import BatchAugmentation
+
+        preset = self.config.images.resolved_preset
+        return BatchAugmentation(preset.augmentation, preset.mean, preset.std)
+
+
+def probe_images(
+    config: FederationConfig,
+    rows: Sequence[CatalogueRow],
+    store: CacheStore,
+    *,
+    device: str,
+    tested: Split = "test",
+) -> ProbeImages | str:
+    """The labelled images of a probe, or the reason why there can be none.
+
+    Args:
+        config: says how images become arrays, who is held out, and k.
+        rows: catalogue rows of all sites; those without a label are left out.
+        store: where the rows' decoded images are.
+        device: where features are computed.
+        tested: whose patients test. With ``"validation"`` (to choose between settings) those of the test split are not
+            looked at; with ``"test"`` validation patients train the probe.
+    """
+    splits = [split_at(row.point, test=config.holdout.test, validation=config.holdout.validation) for row in rows]
+    # An image that two hospitals hold under different ids may be in pretraining at one: then it tests nothing.
+    training: set[Split] = {"train"} if tested == "validation" else {"train", "validation"}
+    seen = {row.content for row, split in zip(rows, splits, strict=True) if split in training}
+    labelled = [(row, split) for row, split in zip(rows, splits, strict=True) if row.label is not None]
+    test = list({row.content: row for row, split in labelled if split == tested and row.content not in seen}.values())
+    train = list({row.content: row for row, split in labelled if split in training}.values())
+    if (note := _impossible(train, test, tested)) is not None:
+        return note
+    return ProbeImages(config, _open(config, train, store), _open(config, test, store), device)
 
 
 def probe_run(
@@ -53,61 +142,31 @@ def probe_run(
         device: where features are computed.
         say: told what is being done.
     """
-    from aiseeme_models.downstream.floor import thumbnail_floor
-    from aiseeme_models.images.augmentation import BatchAugmentation
     from server.global_model import new_backbone
 
-    labelled = [row for row in rows if row.label is not None]
-    # An image that two hospitals hold under different ids may be in pretraining at one: then it tests nothing.
-    seen = {row.content for row in rows if not _is_test(config, row)}
-    test = list({row.content: row for row in labelled if _is_test(config, row) and row.content not in seen}.values())
-    train = list({row.content: row for row in labelled if not _is_test(config, row)}.values())
-    if (note := _impossible(train, test)) is not None:
-        return ProbeOutcome(None, None, note)
-    preset = config.images.resolved_preset
-    plain = BatchAugmentation(preset.augmentation, preset.mean, preset.std).plain
-    train_set, test_set = _open(config, train, store), _open(config, test, store)
-
-    def score(candidate: Backbone) -> Probes:
-        from aiseeme_models.downstream.features import extract_features, recalibrate_batch_norm
-        from aiseeme_models.downstream.probe import knn_probe, linear_probe
-
-        if config.model.norm == "batch-local":
-            candidate = copy.deepcopy(candidate)  # the delivered model does not depend on what it is probed with
-            recalibrate_batch_norm(candidate, train_set.images, plain, device=device)
-        x = extract_features(candidate, train_set.images, plain, device=device)
-        x_test = extract_features(candidate, test_set.images, plain, device=device)
-        y, y_test = train_set.labels, test_set.labels
-        return Probes(
-            linear=linear_probe(x, y, x_test, y_test, seed=config.seed),
-            knn=knn_probe(x, y, x_test, y_test, k=config.probe.k),
-        )
-
-    say(f"probing on {len(train)} labelled images, testing on {len(test)} of other patients or lesions")
-    pretrained = score(backbone)
+    sets = probe_images(config, rows, store, device=device)
+    if isinstance(sets, str):
+        return ProbeOutcome(None, None, sets)
+    train, test = len(sets.train.labels), len(sets.test.labels)
+    say(f"probing on {train} labelled images, testing on {test} of other patients or lesions")
+    pretrained = sets.score(backbone)
     say("probing the same backbone before training, and the thumbnail floor")
-    random = score(new_backbone(config))
-    floor = thumbnail_floor(train_set.images, train_set.labels, test_set.images, test_set.labels)
-    return ProbeOutcome(pretrained, Baselines(random=random, floor=floor), None)
+    return ProbeOutcome(pretrained, Baselines(random=sets.score(new_backbone(config)), floor=sets.floor()), None)
 
 
-def _is_test(config: FederationConfig, row: CatalogueRow) -> bool:
-    return split_at(row.point, test=config.holdout.test, validation=config.holdout.validation) == "test"
-
-
-def _impossible(train: Sequence[CatalogueRow], test: Sequence[CatalogueRow]) -> str | None:
+def _impossible(train: Sequence[CatalogueRow], test: Sequence[CatalogueRow], tested: Split) -> str | None:
     if not train and not test:
         return "no probe: the images have no labels (a labels.csv with the columns file and label gives them)"
     if not test:
-        return "no probe: no labelled patient or lesion fell into the test split"
+        return f"no probe: no labelled patient or lesion fell into the {tested} split"
     if len(Counter(row.label for row in train)) < 2:
-        return "no probe: the labelled images outside the test split are of fewer than two classes"
+        return f"no probe: the labelled images outside the {tested} split are of fewer than two classes"
     return None
 
 
-def _open(config: FederationConfig, rows: Sequence[CatalogueRow], store: CacheStore) -> _Labelled:
+def _open(config: FederationConfig, rows: Sequence[CatalogueRow], store: CacheStore) -> LabelledImages:
     from aiseeme_models.images.cache import ImageCache
 
     ordered = sorted(rows, key=lambda row: row.content)
     cache = ImageCache(store, config.images.pipeline)
-    return _Labelled(cache.open([row.content for row in ordered]), [str(row.label) for row in ordered])
+    return LabelledImages(cache.open([row.content for row in ordered]), [str(row.label) for row in ordered], ordered)

@@ -64,6 +64,19 @@ _REFUSED = {
 }
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins that does not begin at its first stage with a fresh backbone.
+
+    Attributes:
+        stage: index of its first stage; the ones before it count as played.
+        backbone: ``(B,)`` float32, what it is handed over.
+    """
+
+    stage: int
+    backbone: NDArray[np.float32]
+
+
 @dataclass
 class RoundLoop:
     """Plays a federation's curriculum over a Grid.
@@ -81,6 +94,7 @@ class RoundLoop:
         signer: signs every request, and the global weights with it; None in a simulation.
         owners: tells which node's key is which site's; None in a simulation, where a node is believed.
         rejoin_s: how long sites whose connection is gone are waited for, where quorum is missed; 0 in a simulation.
+        begins: where the run begins; None: at its first stage, with a fresh backbone.
         earlier_s: wall seconds of the rounds that other processes played before this one.
     """
 
@@ -96,6 +110,7 @@ class RoundLoop:
     signer: RequestSigner | None = field(default=None, repr=False)
     owners: Owners | None = None
     rejoin_s: float = 0.0
+    begins: Start | None = None
     earlier_s: float = field(default=0.0, init=False)
 
     def play(self) -> tuple[RunState, NDArray[np.float32]]:
@@ -148,12 +163,21 @@ class RoundLoop:
         if checkpoint is None and self._store.rounds():
             raise RunFailed(f"{self.folder}: none of its checkpoints can be used, so the run cannot go on")
         if checkpoint is None:
-            model = start_of_stage(self.config, 0, None)
+            first = 0 if self.begins is None else self.begins.stage
+            model = start_of_stage(self.config, first, None if self.begins is None else self.begins.backbone)
             stages = [StageState() for _ in self.config.curriculum.stage]
-            stages[0].chance_loss = model.chance_loss
-            state = RunState(stages=stages, sites={name: SiteState() for name in sorted(self.site_names)})
+            stages[first].chance_loss = model.chance_loss
+            if first and self.begins is not None:
+                stages[first].teacher = self._teachers.start_stage(first, self.begins.backbone)
+            state = RunState(
+                # The rounds' numbers name their random streams: they are what they would be in the whole run.
+                round=sum(options.rounds for options in self.config.curriculum.stage[:first]),
+                stage=first,
+                stages=stages,
+                sites={name: SiteState() for name in sorted(self.site_names)},
+            )
             aggregation = self._aggregation(model)
-            self._save(state, model, aggregation, model.vector, 0, {})
+            self._save(state, model, aggregation, model.vector, first, {})
             return state, model, aggregation
         if checkpoint.manifest.run != self.run:
             raise RunFailed(f"{self.folder}: its checkpoints belong to another run")

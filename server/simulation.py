@@ -211,7 +211,7 @@ def hospitals_of(
         assignment = assign(
             dealing,
             sites=sites or 1,
-            groups=_lasting_names(rows),
+            groups=lasting_names(rows),
             labels=[row.label for row in rows],
             columns={column: [row.columns.get(column, "") for row in rows] for column in columns},
             seed=config.seed,
@@ -257,7 +257,7 @@ def _deal(
     )
 
 
-def _lasting_names(rows: Sequence[CatalogueRow]) -> list[str]:
+def lasting_names(rows: Sequence[CatalogueRow]) -> list[str]:
     """Each row's group named by its smallest content: pseudonyms differ between homes, dealing must not."""
     smallest: dict[str, str] = {}
     for row in rows:
