@@ -14,6 +14,7 @@ from federation_configs.command_line import console, run_app, show_version, show
 from server import cli_compare, cli_federation, cli_models, cli_serve
 from server.cli_options import Federation, Json, RunId, Runs
 from server.cli_privacy import privacy_app
+from server.cli_study import study_app
 
 if TYPE_CHECKING:
     from server.registry import RunRow
@@ -38,6 +39,7 @@ def _group(
 config_app = typer.Typer(no_args_is_help=True, help="Check and show federation configurations.")
 app.add_typer(config_app, name="config")
 app.add_typer(privacy_app, name="privacy")
+app.add_typer(study_app, name="study")
 
 ConfigReference = Annotated[str, typer.Argument(help="A TOML file or the name of a ready-made federation.")]
 Device = Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")]

@@ -110,7 +110,7 @@ def simulate(
         device=device,
         images_sha256=hospitals.images_sha256,
         threads=torch.get_num_threads(),
-        versions=_versions(),
+        versions=versions(),
     )
     with held(folder):
         write_atomically(folder / CONFIG, to_toml(config).encode())
@@ -146,8 +146,8 @@ def resume(run: str, *, home: Path, progress: Progress) -> Results:
         config, plan = load_config(folder / CONFIG), SimulationPlan.load(folder)
         choose_device(plan.device)
         torch.set_num_threads(plan.threads)  # sums in another number of parts end in other bits
-        if plan.versions != _versions():
-            progress.say(f"{row.id} began with {plan.versions} and goes on with {_versions()}: the bits may differ")
+        if plan.versions != versions():
+            progress.say(f"{row.id} began with {plan.versions} and goes on with {versions()}: the bits may differ")
         data = [Path(path) for path in plan.data]
         hospitals = hospitals_of(config, data, plan.sites, plan.partition, plan.device, home, folder, progress)
         if hospitals.images_sha256 != plan.images_sha256:
@@ -162,7 +162,8 @@ def _in_words(failure: Exception) -> str:
     return str(failure)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What may change bits: the versions of AISEEME and torch."""
     return {"aiseeme": __version__, "torch": torch.__version__}
 
 

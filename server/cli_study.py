@@ -1,0 +1,197 @@
+"""``aiseeme study``: the project's experiments, one command each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aiseeme_models.errors import InputError
+from federation_configs.command_line import console
+from server.cli_options import Json, Runs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+study_app = typer.Typer(
+    no_args_is_help=True, help="Experiments at equal compute over several seeds: one table and one plot each."
+)
+
+Config = Annotated[str, typer.Argument(help="A TOML file or the name of a ready-made federation.")]
+Data = Annotated[
+    list[Path], typer.Option("--data", help="An image folder; give it once per hospital, or once with --sites.")
+]
+Sites = Annotated[int | None, typer.Option(min=1, help="Deal one folder to this many hospitals.")]
+Partition = Annotated[
+    str | None, typer.Option(help="How: iid | dirichlet:ALPHA | quantity:ALPHA | by:COLUMN (default iid).")
+]
+Engine = Annotated[str, typer.Option(help="local (this process) or ray (Flower's engine, for many GPUs).")]
+Device = Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")]
+Seeds = Annotated[int, typer.Option(min=1, help="How many; the first is the configuration's.")]
+Finetune = Annotated[str, typer.Option(help="Fine-tunings as fraction:epochs of the labelled patients, or none.")]
+Name = Annotated[
+    str | None, typer.Option(help="The study's folder below RUNS/studies (default: of study and configuration).")
+]
+Initial = Annotated[
+    Path | None,
+    typer.Option(
+        help="Given weights to compare with too: a run's folder, or a safetensors file of torchvision's names."
+    ),
+]
+
+_FINETUNE = "0.1:10,1:3"
+
+
+@study_app.callback()
+def _group() -> None:
+    """Experiments at equal compute over several seeds: one table and one plot each."""
+
+
+@study_app.command()
+def order(
+    config: Config,
+    data: Data,
+    sites: Sites = None,
+    partition: Partition = None,
+    seeds: Seeds = 3,
+    finetune: Finetune = _FINETUNE,
+    drawn: Annotated[int, typer.Option(min=0, max=20, help="Orders drawn where there are over three stages.")] = 4,
+    initial: Initial = None,
+    engine: Engine = "local",
+    device: Device = "auto",
+    name: Name = None,
+    runs: Runs = None,
+    as_json: Json = False,
+) -> None:
+    """Every order of the curriculum's stages, its reverse, each task alone, and no pretraining."""
+    options = {"drawn": drawn, "initial": initial is not None}
+    _play(
+        "order", options, config, data, sites, partition, seeds, finetune, initial, engine, device, name, runs, as_json
+    )
+
+
+@study_app.command()
+def tasks(
+    config: Config,
+    data: Data,
+    sites: Sites = None,
+    partition: Partition = None,
+    seeds: Seeds = 3,
+    finetune: Finetune = _FINETUNE,
+    initial: Initial = None,
+    engine: Engine = "local",
+    device: Device = "auto",
+    name: Name = None,
+    runs: Runs = None,
+    as_json: Json = False,
+) -> None:
+    """Each task alone, the curriculum; the federation, each site alone, and all images in one place."""
+    options = {"initial": initial is not None}
+    _play(
+        "tasks", options, config, data, sites, partition, seeds, finetune, initial, engine, device, name, runs, as_json
+    )
+
+
+@study_app.command()
+def volume(
+    config: Config,
+    data: Data,
+    sites: Sites = None,
+    partition: Partition = None,
+    seeds: Seeds = 3,
+    finetune: Finetune = _FINETUNE,
+    fractions: Annotated[str, typer.Option(help="Shares of each site's training patients.")] = "0.1,0.25,0.5,1",
+    engine: Engine = "local",
+    device: Device = "auto",
+    name: Name = None,
+    runs: Runs = None,
+    as_json: Json = False,
+) -> None:
+    """Pretraining on shares of the patients, in equally many steps."""
+    options = {"fractions": _numbers(fractions, "--fractions", float)}
+    _play("volume", options, config, data, sites, partition, seeds, finetune, None, engine, device, name, runs, as_json)
+
+
+@study_app.command()
+def hyperparameters(
+    config: Config,
+    data: Data,
+    lr: Annotated[str, typer.Option(help="Learning rates, as 1e-4,1e-3 (default: the configuration's).")] = "",
+    batch: Annotated[str, typer.Option(help="Batch sizes, as 32,64 (default: the configuration's).")] = "",
+    stage: Annotated[int, typer.Option(min=0, help="Number of the stage, from 1 (default: the last).")] = 0,
+    sites: Sites = None,
+    partition: Partition = None,
+    seeds: Seeds = 3,
+    finetune: Finetune = "none",
+    engine: Engine = "local",
+    device: Device = "auto",
+    name: Name = None,
+    runs: Runs = None,
+    as_json: Json = False,
+) -> None:
+    """A grid over learning rate and batch size of one stage, scored on validation patients, not on test patients."""
+    options = {"lr": _numbers(lr, "--lr", float), "batch": _numbers(batch, "--batch", int), "stage": stage}
+    _play(
+        "hyperparameters", options, config, data, sites, partition, seeds, finetune, None, engine, device, name, runs,
+        as_json,
+    )  # fmt: skip
+
+
+def _numbers(text: str, option: str, kind: Callable[[str], Any]) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise InputError(f"{option} {text}: write numbers with commas between them") from None
+
+
+def _play(
+    kind: str,
+    options: dict[str, Any],
+    config: str,
+    data: list[Path],
+    sites: int | None,
+    partition: str | None,
+    seeds: int,
+    finetune: str,
+    initial: Path | None,
+    engine: str,
+    device: str,
+    name: str | None,
+    runs: Path | None,
+    as_json: bool,
+) -> None:
+    from aiseeme_models.options import parse_options
+    from aiseeme_models.training.device import choose_device
+    from federation_configs.loading import load_config
+    from server.run_folder import runs_home
+    from server.study import study_kinds
+    from server.study.measures import parse_finetune
+    from server.study.playing import Asked, play_study, study_folder
+    from server.study.progress import StudyProgress
+    from server.study.table import print_table
+
+    loaded = load_config(config)
+    asked = Asked(
+        kind=kind,
+        options=parse_options(study_kinds[kind], options, where="options", owner=f"study {kind}"),
+        data=tuple(data),
+        sites=sites,
+        partition=partition,
+        seeds=seeds,
+        finetune=parse_finetune(finetune),
+        initial=initial,
+        engine=engine,
+        device=choose_device(device),
+        name=name,
+    )
+    home = runs_home(runs)
+    progress = StudyProgress(console(stderr=as_json))
+    try:
+        table = play_study(loaded, asked, home=home, progress=progress)
+    finally:
+        progress.stop()
+    if as_json:
+        typer.echo(table.model_dump_json(indent=2))
+    else:
+        print_table(console(), table, study_folder(home, loaded, asked))

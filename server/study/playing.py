@@ -1,0 +1,229 @@
+"""A study from its command to its table: every arm with every seed, each played once."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from aiseeme_models.atomic_files import write_atomically
+from aiseeme_models.errors import InputError, RunFailed
+from client.site_home import SiteHome
+from federation_configs.loading import check_config, config_sha256, to_toml
+from server.global_model import read_backbone
+from server.model_manifest import WEIGHTS_FILE
+from server.probing import ProbeImages, probe_images
+from server.run_folder import CONFIG, held
+from server.simulation import ENGINES, gather, versions
+from server.study.arms import Arm, StudyKind
+from server.study.bench import Bench
+from server.study.cells import Cell
+from server.study.compute import check_equal
+from server.study.measures import measures_of
+from server.study.plan import StudyPlan
+from server.study.plot import write_plot
+from server.study.table import StudyTable, study_table, write_table
+
+if TYPE_CHECKING:
+    from aiseeme_models.downstream.finetune import FineTuneOptions
+    from federation_configs.schema import FederationConfig
+    from server.simulation import Hospitals
+    from server.study.progress import StudyProgress
+
+STUDIES = "studies"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a study is to be, beside its configuration.
+
+    Attributes:
+        kind: the kind's registered name.
+        options: the kind's own.
+        data: one folder that is dealt to ``sites`` sites by ``partition``, or one folder per site.
+        sites: number of sites, for one folder.
+        partition: how one folder is dealt, see `server.partitions`.
+        seeds: how many; the first is the configuration's, the others follow it.
+        finetune: the fine-tunings that are measured.
+        initial: given weights, for kinds that have arms from them.
+        engine: ``local`` or ``ray``.
+        device: torch device.
+        name: of the study's folder; None: made of kind and configuration.
+    """
+
+    kind: str
+    options: StudyKind
+    data: tuple[Path, ...]
+    sites: int | None
+    partition: str | None
+    seeds: int
+    finetune: tuple[FineTuneOptions, ...]
+    initial: Path | None
+    engine: str
+    device: str
+    name: str | None = None
+
+
+def play_study(config: FederationConfig, asked: Asked, *, home: Path, progress: StudyProgress) -> StudyTable:
+    """Play what is lacking of a study, and write its table and plot.
+
+    Seeds are played one after the other, every arm with one before the next: after each the table is written anew. A
+    cell that is there is not played again; a larger ``seeds`` adds to a study that is there.
+
+    Args:
+        config: the federation.
+        asked: the study.
+        home: the folder of all runs.
+        progress: shows what happens.
+
+    Raises:
+        InputError: data, configuration and study do not fit together, or the folder holds another study.
+        RunFailed: a cell failed; the ones before it are there.
+    """
+    if asked.engine not in ENGINES:
+        raise InputError(f"--engine {asked.engine}: there are {', '.join(ENGINES)}")
+    _check_comparable(config)
+    arms = list(asked.options.arms(config))
+    folder = study_folder(home, config, asked)
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder):
+        _plan(config, asked).enter(folder)
+        write_atomically(folder / CONFIG, to_toml(config).encode())
+        configs = [_seeded(config, config.seed + number) for number in range(asked.seeds)]
+        # Everything that can be wrong is found before the first hour of training.
+        settings = [(one, _gathered(one, asked, home, folder, progress)) for one in configs]
+        images = [_probe_images(one, hospitals, asked, home) for one, hospitals in settings]
+        for one, hospitals in settings:
+            takes = {arm: arm.compute(one, hospitals.sites) for arm in arms}
+            check_equal({arm.title: compute for arm, compute in takes.items() if compute.images})
+            if one.seed == config.seed:
+                title = f"study of {asked.kind}: {config.name}"
+                tested = len(images[0].test.labels)
+                progress.study_begins(title, folder, hospitals.table, takes, asked.seeds, tested)
+        cells: list[Cell] = []
+        table = None
+        for (one, hospitals), sets in zip(settings, images, strict=True):
+            bench = Bench(
+                one, hospitals.sites, sets, asked.initial, asked.finetune, folder / "stages", asked.engine, progress
+            )
+            cells += [_cell(arm, bench, folder, progress) for arm in arms]
+            table = study_table(
+                asked.kind,
+                config.name,
+                arms,
+                cells,
+                measures_of(asked.finetune),
+                train_images=len(sets.train.labels),
+                test_images=len(sets.test.labels),
+                tested=asked.options.tested,
+            )
+            write_table(folder, table)
+            write_plot(folder, table)
+        assert table is not None
+        return table
+
+
+def study_folder(home: Path, config: FederationConfig, asked: Asked) -> Path:
+    """Where a study's files are.
+
+    Raises:
+        InputError: its name is no folder's name.
+    """
+    name = f"{asked.kind}-{config.name}" if asked.name is None else asked.name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        raise InputError(f"--name {name}: letters, digits, dots, dashes and underscores make a study's name")
+    return home / STUDIES / name
+
+
+def _cell(arm: Arm, bench: Bench, folder: Path, progress: StudyProgress) -> Cell:
+    place = folder / "cells" / arm.name / f"seed-{bench.config.seed}"
+    cell = Cell.load(place)
+    if cell is not None:
+        progress.cell_done(cell, there=True)
+        return cell
+    started = time.perf_counter()
+    progress.cell_started(arm, bench.config.seed)
+    try:
+        models = arm.play(bench)
+    except (RunFailed, InputError) as failure:
+        raise RunFailed(f"{arm.title}, seed {bench.config.seed}: {failure}") from failure
+    cell = Cell(
+        arm=arm.name,
+        title=arm.title,
+        says=arm.says,
+        seed=bench.config.seed,
+        models=models,
+        seconds=time.perf_counter() - started,
+    )
+    cell.save(place)
+    progress.cell_done(cell, there=False)
+    return cell
+
+
+def _check_comparable(config: FederationConfig) -> None:
+    """Refuse what makes arms stop or weigh patients otherwise than by the plan.
+
+    Raises:
+        InputError: what it is.
+    """
+    if config.privacy is not None or config.site_privacy is not None:
+        raise InputError("a study compares without [privacy] and [site_privacy]: take them out")
+    for index, stage in enumerate(config.curriculum.stage):
+        if stage.stop != "rounds":
+            raise InputError(
+                f"curriculum.stage.{index} ({stage.task}): stop = {stage.stop!r} would end arms after different work:"
+                " a study needs stop = 'rounds'"
+            )
+
+
+def _plan(config: FederationConfig, asked: Asked) -> StudyPlan:
+    return StudyPlan(
+        kind=asked.kind,
+        options=asked.options.model_dump(mode="json"),
+        config_sha256=config_sha256(config),
+        data=tuple(str(path.resolve()) for path in asked.data),
+        sites=asked.sites,
+        partition=asked.partition,
+        finetune=asked.finetune,
+        initial_sha256=None if asked.initial is None else _weights_sha256(asked.initial, config),
+        device=asked.device,
+        threads=torch.get_num_threads(),
+        versions=versions(),
+    )
+
+
+def _weights_sha256(initial: Path, config: FederationConfig) -> str:
+    read_backbone(initial, config)  # what is wrong with it is said now
+    files = [initial / "model" / WEIGHTS_FILE, initial / WEIGHTS_FILE, initial]
+    return hashlib.sha256(next(file for file in files if file.is_file()).read_bytes()).hexdigest()
+
+
+def _seeded(config: FederationConfig, seed: int) -> FederationConfig:
+    return check_config(config.model_dump(mode="json") | {"seed": seed}, where="the study")
+
+
+def _gathered(config: FederationConfig, asked: Asked, home: Path, folder: Path, progress: StudyProgress) -> Hospitals:
+    hospitals = gather(
+        config, asked.data, asked.sites, asked.partition, asked.device, home, folder / "gathered", progress
+    )
+    for site in hospitals.sites:
+        count = len(site.rows_of("train", config.holdout))
+        for stage in config.curriculum.stage:
+            if count < stage.batch_size:
+                raise InputError(
+                    f"{site.name} has {count} training images with seed {config.seed}, fewer than batch_size ="
+                    f" {stage.batch_size} of {stage.task}: use a smaller batch, fewer sites or another partition"
+                )
+    return hospitals
+
+
+def _probe_images(config: FederationConfig, hospitals: Hospitals, asked: Asked, home: Path) -> ProbeImages:
+    found = probe_images(config, hospitals.rows, SiteHome(home).store, device=asked.device, tested=asked.options.tested)
+    if isinstance(found, str):
+        raise InputError(f"a study needs labels to compare by: {found}")
+    return found
