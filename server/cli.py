@@ -12,6 +12,7 @@ from aiseeme_models.errors import InputError
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, run_app, show_version, shown
 from server import cli_compare, cli_federation, cli_models, cli_serve
+from server.cli_curriculum import curriculum_app
 from server.cli_options import Federation, Json, RunId, Runs
 from server.cli_privacy import privacy_app
 from server.cli_study import study_app
@@ -40,6 +41,7 @@ config_app = typer.Typer(no_args_is_help=True, help="Check and show federation c
 app.add_typer(config_app, name="config")
 app.add_typer(privacy_app, name="privacy")
 app.add_typer(study_app, name="study")
+app.add_typer(curriculum_app, name="curriculum")
 
 ConfigReference = Annotated[str, typer.Argument(help="A TOML file or the name of a ready-made federation.")]
 Device = Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")]

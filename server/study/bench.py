@@ -50,7 +50,7 @@ class Bench:
     Attributes:
         config: with the seed.
         sites: the federation's, dealt by the seed.
-        images: what probes train and test on.
+        images: what probes train and test on; None where nothing is scored here.
         initial: given weights, as their file or folder; None where there are none.
         finetune: which fine-tunings are measured.
         folder: played stages are kept below it.
@@ -60,7 +60,7 @@ class Bench:
 
     config: FederationConfig
     sites: list[Site]
-    images: ProbeImages
+    images: ProbeImages | None
     initial: Path | None
     finetune: tuple[FineTuneOptions, ...]
     folder: Path
@@ -95,6 +95,7 @@ class Bench:
         from aiseeme_models.downstream.finetune import fine_tune
         from server.simulation import lasting_names
 
+        assert self.images is not None
         probes = self.images.score(backbone)
         scores = {LINEAR: probes.linear, KNN: probes.knn}
         train, test = self.images.train, self.images.test
@@ -116,6 +117,7 @@ class Bench:
 
     def floor(self) -> ModelScores:
         """What a thumbnail and the colours tell."""
+        assert self.images is not None
         return ModelScores(name="floor", backbone_sha256=None, scores={LINEAR: self.images.floor()})
 
     def _stage(

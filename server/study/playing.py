@@ -19,7 +19,7 @@ from server.global_model import read_backbone
 from server.model_manifest import WEIGHTS_FILE
 from server.probing import ProbeImages, probe_images
 from server.run_folder import CONFIG, held
-from server.simulation import ENGINES, gather, versions
+from server.simulation import ENGINES, hospitals_of, versions
 from server.study.arms import Arm, StudyKind
 from server.study.bench import Bench
 from server.study.cells import Cell
@@ -208,7 +208,7 @@ def _seeded(config: FederationConfig, seed: int) -> FederationConfig:
 
 
 def _gathered(config: FederationConfig, asked: Asked, home: Path, folder: Path, progress: StudyProgress) -> Hospitals:
-    hospitals = gather(
+    hospitals = hospitals_of(
         config, asked.data, asked.sites, asked.partition, asked.device, home, folder / "gathered", progress
     )
     for site in hospitals.sites:

@@ -1,0 +1,1 @@
+"""Finding the order of a curriculum: policies try short federations, and the sites say what they came to."""
