@@ -160,6 +160,12 @@ def _cell(arm: Arm, bench: Bench, folder: Path, progress: StudyProgress) -> Cell
         models=models,
         seconds=time.perf_counter() - started,
     )
+    expected = arm.compute(bench.config, bench.sites)
+    if (cell.steps, cell.images) != (expected.steps, expected.images):
+        raise RunFailed(
+            f"{arm.title}, seed {cell.seed}: its sites made {cell.steps:,} steps with {cell.images:,} images where"
+            f" {expected.steps:,} with {expected.images:,} were planned: compute would not be equal"
+        )
     cell.save(place)
     progress.cell_done(cell, there=False)
     return cell

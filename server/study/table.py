@@ -91,7 +91,7 @@ class StudyTable(_Part):
     @property
     def notes(self) -> list[str]:
         """What a reader must know about the figures."""
-        spread = {figures for line in self.lines if (figures := line.images) != (0, 0)}
+        taken = {line.images for line in self.lines if any(line.images)}
         n = len(self.seeds)
         said = [
             "Balanced accuracy, mean and standard deviation over the seeds"
@@ -110,12 +110,10 @@ class StudyTable(_Part):
                 f"{n} seeds are few: p < 0.05 needs a mean difference of {needed:.1f} standard deviations of the"
                 " differences. A large p says nothing; look at the differences of each seed."
             )
-        if len(spread) == 1:
-            said.append("Every trained arm was trained on equally many images (steps x images, as the sites counted).")
-        elif spread:
-            said.append(
-                "Steps x images differ between seeds, since sites are dealt anew; with each seed they are equal."
-            )
+        if len(taken) == 1:
+            least, most = taken.pop()
+            seeds = "" if least == most else " with the same seed (sites are dealt anew with each)"
+            said.append(f"Every trained arm made steps on equally many images{seeds}, as its sites counted.")
         said.append("Views per image differ between pretext tasks and are not counted.")
         return said
 
