@@ -209,7 +209,11 @@ def _check_private(stage: Stage, norm: Norm) -> None:
             f"batch, so that one patient changes the gradients of others; use {' or '.join(sorted(PER_IMAGE_NORMS))}"
         )
     if not pretext_tasks[stage.task].decomposes_per_image(norm):
-        fitting = [name for name in sorted(pretext_tasks) if pretext_tasks[name].decomposes_per_image(norm)]
+        fitting = [
+            name
+            for name in sorted(pretext_tasks)
+            if pretext_tasks[name].decomposes_per_image(norm) and norm not in pretext_tasks[name].collapses_with
+        ]
         raise InputError(
             f"[privacy] needs a loss of one image at a time: {stage.task} compares images with others, so that one "
             f"patient changes the gradients of others and no epsilon would hold; these tasks do: {', '.join(fitting)}"

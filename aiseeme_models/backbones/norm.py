@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -61,12 +62,13 @@ def layers_2d(norm: Norm) -> Layers:
     return kinds[norm]
 
 
-def norm_1d(norm: Norm) -> Callable[[int], nn.Module]:
-    """The factory of normalisation layers for ``(B, D)`` features."""
+def norm_1d(norm: Norm, *, affine: bool = True) -> Callable[[int], nn.Module]:
+    """The factory of normalisation layers for ``(B, D)`` features, with or without trained weights and biases."""
+    layer, batch = partial(nn.LayerNorm, elementwise_affine=affine), partial(nn.BatchNorm1d, affine=affine)
     factories: dict[Norm, Callable[[int], nn.Module]] = {
-        "group": nn.LayerNorm,
-        "group-ws": nn.LayerNorm,
-        "batch": nn.BatchNorm1d,
-        "batch-local": nn.BatchNorm1d,
+        "group": layer,
+        "group-ws": layer,
+        "batch": batch,
+        "batch-local": batch,
     }
     return factories[norm]

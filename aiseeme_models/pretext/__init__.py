@@ -2,7 +2,21 @@
 
 from aiseeme_models.backbones import Backbone, Norm
 from aiseeme_models.options import Options
-from aiseeme_models.pretext import byol, deepcluster, moco, npid, relative_location, rotation, simclr, swav  # noqa: F401
+from aiseeme_models.pretext import (  # noqa: F401  (registers them)
+    barlow_twins,
+    byol,
+    deepcluster,
+    dino,
+    moco,
+    moco_v1,
+    npid,
+    relative_location,
+    rotation,
+    simclr,
+    simsiam,
+    swav,
+    vicreg,
+)
 from aiseeme_models.pretext.base import PretextTask, pretext_tasks
 
 __all__ = ["PretextTask", "build_task", "pretext_tasks"]

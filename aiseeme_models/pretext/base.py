@@ -60,6 +60,7 @@ class PretextTask(nn.Module, ABC):
         per_image: names of the buffers of ``local`` with one row for every training image of the site (memory banks).
         comparable_rounds: whether the held-out loss of a later round tells if the task was learnt better, which is what
             ``stop = "plateau"`` goes by. Not so where the loss becomes harder as a bank or clusters take shape.
+        collapses_with: norms with which all images' features became one, as was measured; `check` refuses them.
     """
 
     family: ClassVar[Family]
@@ -69,6 +70,7 @@ class PretextTask(nn.Module, ABC):
     rederived: ClassVar[tuple[str, ...]] = ()
     per_image: ClassVar[tuple[str, ...]] = ()
     comparable_rounds: ClassVar[bool] = True
+    collapses_with: ClassVar[frozenset[Norm]] = frozenset()
 
     shared: nn.ModuleDict
     local: nn.Module

@@ -6,8 +6,6 @@ et al. 2020, arXiv 2010.10241), which is what lets the loss decompose per image.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -19,7 +17,7 @@ from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
 from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
 from aiseeme_models.pretext.heads import mlp
-from aiseeme_models.pretext.momentum import MomentumNetwork
+from aiseeme_models.pretext.momentum import MomentumNetwork, cosine_momentum
 
 
 class BYOLOptions(Options):
@@ -44,6 +42,7 @@ class BYOL(PretextTask):
     recipe = Recipe("lars", 0.2, 256, 1.5e-6)
     options_type = BYOLOptions
     rederived = ("target",)
+    collapses_with = frozenset({"group"})
 
     options: BYOLOptions
 
@@ -66,7 +65,7 @@ class BYOL(PretextTask):
     @classmethod
     def check(cls, options: Options, *, norm: Norm, batch_size: int, image_size: int, channels: int) -> None:
         """See `PretextTask.check`: with plain group norm all features became one (loss 7e-6 on a toy set)."""
-        if norm == "group":
+        if norm in cls.collapses_with:
             raise InputError(
                 "byol collapses with model.norm = 'group', where nothing keeps images apart: use 'group-ws' (no"
                 " statistics either, Richemond et al. 2020), 'batch' or 'batch-local'"
@@ -105,5 +104,4 @@ class BYOL(PretextTask):
 
     def after_step(self, views: tuple[Tensor, ...], progress: float) -> None:
         """Move the target, ever more slowly: the momentum goes to 1 along a cosine."""
-        momentum = 1 - (1 - self.options.momentum) * (math.cos(math.pi * progress) + 1) / 2
-        self._target.follow(self._followed, momentum)
+        self._target.follow(self._followed, cosine_momentum(self.options.momentum, progress))

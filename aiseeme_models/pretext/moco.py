@@ -6,6 +6,8 @@ He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", 
 
 from __future__ import annotations
 
+from typing import ClassVar, Self
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -20,14 +22,19 @@ from aiseeme_models.pretext.heads import mlp
 from aiseeme_models.pretext.momentum import MomentumNetwork
 
 
-class MoCoOptions(Options):
-    """Options of `MoCo`: for hospitals of thousands of images (ImageNet: queue 65536, momentum 0.999)."""
+class QueueOptions(Options):
+    """Options of every MoCo: for hospitals of thousands of images (ImageNet: queue 65536, momentum 0.999)."""
 
     queue: int = Field(1024, ge=2, description="number of negatives; they never leave the site")
     momentum: float = Field(0.99, ge=0, lt=1, description="momentum of the key encoder")
     temperature: float = Field(0.2, gt=0, le=10, description="temperature of the softmax over similarities")
-    hidden_dim: int | None = Field(None, ge=1, description="hidden layer of the projector; default: the feature length")
     projection_dim: int = Field(128, ge=2, description="length of the projections that are compared")
+
+
+class MoCoOptions(QueueOptions):
+    """Options of `MoCo`."""
+
+    hidden_dim: int | None = Field(None, ge=1, description="hidden layer of the projector; default: the feature length")
 
 
 def info_nce(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float) -> Tensor:
@@ -68,17 +75,23 @@ class MoCo(PretextTask):
     family = "instance"
     paper = "Chen et al. 2020, arXiv 2003.04297"
     recipe = Recipe("sgd", 0.03, 256, 1e-4)
-    options_type = MoCoOptions
+    options_type: ClassVar[type[QueueOptions]] = MoCoOptions
     rederived = ("key_encoder",)
 
     local: _Local
-    options: MoCoOptions
+    options: QueueOptions
 
     @classmethod
-    def build(cls, backbone: Backbone, options: Options, norm: Norm) -> MoCo:
-        """See `PretextTask.build`. As in the paper, the projector has no normalisation."""
-        options = options_of(MoCoOptions, options)
-        head = mlp(backbone.feature_dim, options.hidden_dim or backbone.feature_dim, options.projection_dim, None)
+    def projector(cls, features: int, options: QueueOptions) -> nn.Module:
+        """``(B, features)`` to ``(B, projection_dim)``; as in the paper, without normalisation."""
+        hidden = options_of(MoCoOptions, options).hidden_dim or features
+        return mlp(features, hidden, options.projection_dim, None)
+
+    @classmethod
+    def build(cls, backbone: Backbone, options: Options, norm: Norm) -> Self:
+        """See `PretextTask.build`."""
+        options = options_of(QueueOptions, options)
+        head = cls.projector(backbone.feature_dim, options)
         keys = MomentumNetwork(nn.Sequential(backbone, head))
         task = cls(backbone, head, _Local(keys, options.queue, options.projection_dim))
         task.options = options
@@ -92,7 +105,7 @@ class MoCo(PretextTask):
     @classmethod
     def check(cls, options: Options, *, norm: Norm, batch_size: int, image_size: int, channels: int) -> None:
         """See `PretextTask.check`."""
-        queue = options_of(MoCoOptions, options).queue
+        queue = options_of(QueueOptions, options).queue
         if queue % batch_size:
             fitting = max(1, round(queue / batch_size)) * batch_size
             raise InputError(

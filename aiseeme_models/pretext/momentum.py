@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 
 import torch
@@ -45,6 +46,11 @@ class MomentumNetwork(nn.Module):
         own = [tensor for tensor in _tensors(self.network) if tensor.is_floating_point()]
         other = [tensor.detach() for tensor in _tensors(source) if tensor.is_floating_point()]
         torch._foreach_lerp_(own, other, 1 - momentum)
+
+
+def cosine_momentum(start: float, progress: float) -> float:
+    """The momentum that goes from ``start`` to 1 along a half cosine while ``progress`` goes from 0 to 1 (BYOL)."""
+    return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -182,6 +182,8 @@ def test_a_site_with_too_few_patients_says_so(federation):
 REFUSED = [
     ({"curriculum": {"stage": [STAGE | {"task": "simclr"}]}}, "one patient changes the gradients of others.*rotation"),
     ({"curriculum": {"stage": [STAGE | {"task": "moco", "batch_size": 1024}]}}, "one patient changes the gradients"),
+    ({"curriculum": {"stage": [STAGE | {"task": "vicreg"}]}}, "these tasks do: (?!.*(byol|simsiam)).*rotation"),
+    ({"curriculum": {"stage": [STAGE | {"task": "simsiam"}]}}, "simsiam collapses"),
     ({"model": {"backbone": "tiny", "norm": "batch"}}, "mixes the images of a batch.*use group or group-ws"),
     ({"model": {"backbone": "tiny", "norm": "batch-local"}}, "mixes the images of a batch"),
     (

@@ -11,11 +11,13 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from aiseeme_models.errors import RunFailed
+from aiseeme_models.pretext import pretext_tasks
 from federation_configs.records import pack, unpack_body, unpack_weights
 from federation_configs.wire import DescribeReply, TrainReply, TrainRequest, told_loss
 from server.global_model import start_of_stage
 from server.observer import Silent
 from tests.conftest import tiny_config
+from tests.models.small_tasks import SMALL
 
 SECRET = "/srv/pacs/MUSTERMANN^ERIKA/1.2.840.99"
 
@@ -288,13 +290,14 @@ def test_a_plateau_ends_a_stage_early(federation):
     assert state.stages[1].stopped_by == "rounds"
 
 
-@pytest.mark.parametrize("task", ["moco", "npid", "swav", "deepcluster", "byol", "relative-location"])
+@pytest.mark.parametrize(
+    "task", ["moco", "npid", "swav", "deepcluster", "byol", "relative-location", "barlow-twins", "dino"]
+)
 @pytest.mark.parametrize("norm", ["group", "batch", "batch-local"])
 def test_every_task_runs_with_every_norm(task, norm, federation):
-    if (task, norm) == ("byol", "group"):
+    if norm in pretext_tasks[task].collapses_with:
         norm = "group-ws"  # refused with plain group norm
-    options = {"queue": 16} if task == "moco" else {}
-    stage = {"task": task, "rounds": 2, "batch_size": 4, "options": options}
+    stage = {"task": task, "rounds": 2, "batch_size": 4, "options": SMALL.get(task, {})}
     config = tiny_config(model={"backbone": "tiny", "norm": norm}, curriculum={"stage": [stage]})
     state, vector = federation(config).play()
     assert state.finished

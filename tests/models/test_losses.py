@@ -7,12 +7,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from lightly.loss import NegativeCosineSimilarity, NTXentLoss
+from lightly.loss import BarlowTwinsLoss, DINOLoss, NegativeCosineSimilarity, NTXentLoss, VICRegLoss
 from monai.losses import ContrastiveLoss
 
+from aiseeme_models.pretext.barlow_twins import barlow_twins_loss
 from aiseeme_models.pretext.byol import negative_cosine
+from aiseeme_models.pretext.correlation import squared_norm_of_product
+from aiseeme_models.pretext.dino import dino_loss
 from aiseeme_models.pretext.moco import info_nce
 from aiseeme_models.pretext.simclr import nt_xent
+from aiseeme_models.pretext.vicreg import vicreg_loss
 
 
 def projections(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -85,11 +89,87 @@ def test_negative_cosine_equals_lightly():
     assert_same_loss_and_gradients(negative_cosine, NegativeCosineSimilarity(), inputs)
 
 
+@pytest.mark.parametrize(("batch", "dim"), [(3, 8), (8, 3), (5, 5)])
+def test_the_norm_of_a_product_is_that_of_the_matrix(batch, dim):
+    inputs = (projections(batch, dim, seed=1), projections(batch, dim, seed=2))
+    assert_same_loss_and_gradients(
+        lambda a, b: squared_norm_of_product(a / 4, b / 4), lambda a, b: (a.T @ b / 16).norm().square(), inputs
+    )
+
+
+@pytest.mark.parametrize("redundancy", [5e-3, 0.5])
+@pytest.mark.parametrize(("batch", "dim"), [(2, 3), (17, 32), (64, 128), (128, 16)])
+def test_barlow_twins_equals_lightly(batch, dim, redundancy):
+    first = projections(batch, dim, seed=1)
+    inputs = (first, (first.detach() + 0.3 * projections(batch, dim, seed=2).detach()).requires_grad_())
+    assert_same_loss_and_gradients(
+        lambda a, b: barlow_twins_loss(a, b, redundancy), BarlowTwinsLoss(redundancy), inputs
+    )
+
+
+def test_barlow_twins_equals_the_naive_loops():
+    """Algorithm 1 of the paper, element by element."""
+    first, second = (3 * projections(6, 4, seed=1) + 1).detach(), projections(6, 4, seed=2).detach()
+    a, b = ((z - z.mean(dim=0)) / z.std(dim=0, unbiased=False) for z in (first, second))
+    total = 0.0
+    for i in range(4):
+        for j in range(4):
+            correlation = sum(float(a[n, i] * b[n, j]) for n in range(6)) / 6
+            total += (correlation - 1) ** 2 if i == j else 0.02 * correlation**2
+    assert barlow_twins_loss(first, second, 0.02).item() == pytest.approx(total, abs=1e-4)
+
+
+@pytest.mark.parametrize("weights", [(25.0, 25.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
+@pytest.mark.parametrize(("batch", "dim"), [(2, 3), (17, 32), (64, 128), (128, 16)])
+def test_vicreg_equals_lightly(batch, dim, weights):
+    scale = torch.linspace(0.2, 1.5, dim)  # standard deviations on both sides of 1
+    inputs = tuple((projections(batch, dim, seed=seed).detach() * scale).requires_grad_() for seed in (1, 2))
+    assert_same_loss_and_gradients(lambda a, b: vicreg_loss(a, b, *weights), VICRegLoss(*weights), inputs)
+
+
+@pytest.mark.parametrize("local_crops", [0, 3])
+@pytest.mark.parametrize("temperature", [0.04, 0.07])
+def test_dinos_loss_equals_lightly(temperature, local_crops):
+    theirs = DINOLoss(output_dim=32)
+    theirs.center.copy_(projections(1, 1, 32, seed=5).detach() / 10)
+    centre = theirs.center.flatten().clone()
+    theirs.update_center = lambda outputs: None  # the same centre for both calls
+    students = (projections(6, 2 + local_crops, 32, seed=3) / 5).detach().requires_grad_()
+    teachers = projections(6, 2, 32, seed=4).detach() / 5
+    assert_same_loss_and_gradients(
+        lambda s: dino_loss(s, teachers, centre, 0.1, torch.tensor(temperature)),
+        lambda s: theirs(list(teachers.unbind(1)), list(s.unbind(1)), teacher_temp=temperature),
+        (students,),
+    )
+
+
+def test_dinos_loss_equals_the_naive_loops():
+    """Algorithm 1 of the paper, element by element, with one local crop."""
+    students, teachers = projections(2, 3, 5, seed=3).detach(), projections(2, 2, 5, seed=4).detach() / 5
+    centre = projections(5, seed=5).detach() / 5
+    total, terms = 0.0, 0
+    for image in range(2):
+        for teacher in range(2):
+            weights = [math.exp(float(value) / 0.05) for value in teachers[image, teacher] - centre]
+            for student in range(3):
+                if student != teacher:
+                    values = [math.exp(float(value) / 0.1) for value in students[image, student]]
+                    terms += 1
+                    for weight, value in zip(weights, values, strict=True):
+                        total -= weight / sum(weights) * math.log(value / sum(values))
+    loss = dino_loss(students, teachers, centre, 0.1, torch.tensor(0.05))
+    assert loss.item() == pytest.approx(total / terms, abs=1e-4)
+
+
 def test_losses_are_computed_in_float32_whatever_the_precision_of_the_network():
     first, second = projections(8, 16, seed=1).bfloat16(), projections(8, 16, seed=2).bfloat16()
     assert nt_xent(first, second, 0.1).dtype == torch.float32
     assert negative_cosine(first, second).dtype == torch.float32
     assert info_nce(first, F.normalize(second.float()), F.normalize(second.float()), 0.1).dtype == torch.float32
+    assert barlow_twins_loss(first, second, 5e-3).dtype == torch.float32
+    assert vicreg_loss(first, second, 25.0, 25.0, 1.0).dtype == torch.float32
+    students, teachers = first.view(4, 2, 16), second.view(4, 2, 16)
+    assert dino_loss(students, teachers, torch.zeros(16), 0.1, torch.tensor(0.04)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.2])
@@ -101,6 +181,9 @@ def test_similarities_are_computed_in_float32_under_autocast_too(temperature):
     for loss in (
         lambda x: nt_xent(x, second.to(x.dtype), temperature),
         lambda x: info_nce(x, keys, bank, temperature),
+        lambda x: barlow_twins_loss(x, second.to(x.dtype), 5e-3),
+        lambda x: vicreg_loss(x, second.to(x.dtype), 25.0, 25.0, 1.0),
+        lambda x: dino_loss(x.view(8, 4, 64), bank[:16].view(8, 2, 64), bank[0], temperature, torch.tensor(0.04)),
     ):
         expected = loss(rounded)
         with torch.autocast("cpu", dtype=torch.bfloat16):

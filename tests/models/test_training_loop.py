@@ -123,6 +123,7 @@ def test_the_same_seed_gives_the_same_bits(name, tiny_task, images, augmentation
         ("npid", "batch", "adamw"),
         ("deepcluster", "group", "adamw"),
         ("swav", "batch", "lars"),
+        ("dino", "batch", "sgd"),
     ],
 )
 def test_a_resumed_site_ends_with_the_bits_of_an_uninterrupted_one(
@@ -194,7 +195,14 @@ def test_a_site_smaller_than_a_batch_trains_on_one_batch_of_all_it_has(tiny_task
 
 
 @pytest.mark.parametrize(
-    ("name", "norm", "count"), [("simclr", "group", 1), ("rotation", "batch", 1), ("byol", "group", 0)]
+    ("name", "norm", "count"),
+    [
+        ("simclr", "group", 1),
+        ("rotation", "batch", 1),
+        ("byol", "group", 0),
+        ("barlow-twins", "group", 1),
+        ("vicreg", "group", 1),
+    ],
 )
 def test_too_few_images_for_the_task_are_refused(name, norm, count, tiny_task, images, augmentation):
     with pytest.raises(InputError, match="training images"):
