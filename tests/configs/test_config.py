@@ -32,7 +32,10 @@ def changed(path: str, value: object) -> dict:
     return config
 
 
-@pytest.mark.parametrize("name", ["demo", "skin", "lung", "skin-small", "lung-small", "skin-private", "study-skin", "study-lung"])
+READY_MADE = ["demo", "skin", "lung", "skin-small", "lung-small", "skin-private", "study-skin", "study-lung"]
+
+
+@pytest.mark.parametrize("name", READY_MADE)
 def test_ready_made_federations_are_right(name):
     assert name in ready_made()
     config = load_config(name)
