@@ -168,7 +168,7 @@ class _Method:
     """A method on both sides, and how many local crops it sees."""
 
     theirs: type[_Lightly]
-    options: dict[str, int] = field(default_factory=dict)
+    options: dict[str, float] = field(default_factory=dict)
     local_crops: int = 0
 
 
@@ -177,7 +177,7 @@ _METHODS = {
     "moco": _Method(_LightlyMoCo, {"queue": _QUEUE}),
     "byol": _Method(_LightlyBYOL, {"hidden_dim": 1024, "projection_dim": 256}),
     "barlow-twins": _Method(_LightlyBarlowTwins, {"hidden_dim": 1024, "projection_dim": 1024}),
-    "swav": _Method(_LightlySwAV, {"prototypes": _PROTOTYPES, "local_crops": 6}, local_crops=6),
+    "swav": _Method(_LightlySwAV, {"prototypes": _PROTOTYPES, "local_crops": 6, "freeze": 0.0}, local_crops=6),
 }
 
 
