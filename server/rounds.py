@@ -20,7 +20,6 @@ from federation_configs.records import Enclosure
 from federation_configs.schema import FederationConfig
 from federation_configs.transfer import outgoing, restored
 from federation_configs.wire import (
-    EvaluateReply,
     EvaluateRequest,
     ScoreRequest,
     SiteError,
@@ -32,6 +31,7 @@ from server.aggregation import Aggregation, UpdateRefused, build_aggregation
 from server.checkpoint_manifest import CountedSite
 from server.checkpoints import CheckpointStore
 from server.global_model import StageModel, start_of_stage
+from server.heldout import heldout_at_sites
 from server.metrics_log import MetricsLog
 from server.observer import Observer, Silent
 from server.questions import Questions
@@ -39,12 +39,12 @@ from server.replies import (
     NO_ANSWER,
     Missed,
     Refused,
-    check_evaluation,
     check_training,
     weights_of,
 )
 from server.request_signing import RequestSigner
 from server.roster import Owners, Roster
+from server.round_lines import round_lines
 from server.run_state import RunState, SiteState, StageState, mean_over_sites
 from server.scoring import score_at_sites
 from server.site_privacy import SitePrivacy
@@ -225,7 +225,7 @@ class RoundLoop:
         counted: dict[str, TrainReply] = {}
         refused: dict[str, Refused] = {}
         transfer = self.config.federation.transfer
-        beside = Enclosure(outgoing(vector, transfer))
+        beside = self._beside(vector)
         whole = partial(restored, weights=vector, transfer=transfer, variances=model.layout.variance_slices)
         restore = whole if private is None else lambda answered: private.clipped(whole(answered), vector)
         for attempt in range(self.config.federation.round_retries + 1):
@@ -258,39 +258,24 @@ class RoundLoop:
         for name, reply in counted.items():
             state.sites[name].epsilon = reply.epsilon
         heldout = self._heldout(state, asked, vector)
-        stage = state.stages[state.stage]
+        stage, options = state.stages[state.stage], self.config.curriculum.stage[state.stage]
         if loss is not None:
             stage.losses.append(loss)
         if heldout is not None:
             stage.heldout.append(heldout)
-        score = self._score(state, model, vector) if self.config.curriculum.stage[state.stage].stop == "probe" else None
+        score = self._score(state, model, vector) if options.stop == "probe" else None
         if score is not None:
             stage.scores.append(score)
         seconds = [reply.seconds for reply in counted.values()]
         state.training_s += max(seconds) if self.parallel else sum(seconds)
-        task = self.config.curriculum.stage[state.stage].task
-        common = {"round": number, "stage": state.stage, "task": task}
-        lines: list[dict[str, Any]] = [
-            common
-            | {"site": name, "images": reply.images, "steps": reply.steps, "loss": reply.loss, "seconds": reply.seconds}
-            | ({} if reply.epsilon is None else {"epsilon": reply.epsilon})
-            | ({} if reply.collapsed is None else {"collapsed": reply.collapsed})
-            | {
-                "images_per_s": reply.images
-                * asked.config.curriculum.stage[state.stage].local_epochs
-                / max(reply.seconds, 1e-9)
-            }
-            for name, reply in sorted(counted.items())
-        ]
-        lines += [
-            common | {"site": name, "missed": why.code.value, "reason": why.sentence}
-            for name, why in sorted(refused.items())
-            if name not in counted
-        ]
-        summary = {"event": "round", "loss": loss, "heldout_loss": heldout} | (
-            {} if score is None else {"score": score}
+        summary = {"loss": loss, "heldout_loss": heldout} | ({} if score is None else {"score": score})
+        lines = round_lines(
+            {"round": number, "stage": state.stage, "task": options.task},
+            options,
+            counted,
+            refused,
+            summary | {"answered": len(counted), "invited": len(state.sites)},
         )
-        lines.append(common | summary | {"answered": len(counted), "invited": len(state.sites)})
         return vector, lines
 
     def _collect(
@@ -353,30 +338,26 @@ class RoundLoop:
             return None
         only_training = TrainRequest.model_fields.keys() - EvaluateRequest.model_fields.keys()
         asked = EvaluateRequest(**trained.model_dump(exclude={*only_training, "config"}), config=trained.config)
-        nodes = {node: name for node, name in self._roster.nodes.items() if state.sites[name].validation > 1}
-        beside = Enclosure(outgoing(vector, self.config.federation.transfer))
-        losses = []
-        for answer in self._questions.ask("evaluate", asked, nodes, beside):
-            reply: EvaluateReply | Refused = NO_ANSWER
-            if answer.message is not None:
-                declared = state.sites[answer.site].validation
-                reply = check_evaluation(
-                    answer.message, site=answer.site, asked=asked, nonce=answer.nonce, declared=declared
-                )
-            if isinstance(reply, Refused):
-                self.observer.note(f"{answer.site} did not measure the held-out loss: {reply.sentence}")
-                continue
-            losses.append((reply.loss, reply.images))
-            if not self.parallel:
-                state.training_s += reply.seconds
-        return mean_over_sites(losses)
+        loss, seconds = heldout_at_sites(
+            self._questions, asked, self._with_heldout(state), state.sites, self._beside(vector), self.observer
+        )
+        if not self.parallel:
+            state.training_s += seconds
+        return loss
 
     def _score(self, state: RunState, model: StageModel, vector: NDArray[np.float32]) -> float | None:
         """How well the new global backbone tells the sites' own labels."""
-        nodes = {node: name for node, name in self._roster.nodes.items() if state.sites[name].validation > 1}
-        beside = Enclosure(outgoing(vector, self.config.federation.transfer))
         asked = ScoreRequest(**self._question(state, model))
-        return score_at_sites(self._questions, asked, nodes, state.sites, beside, self.observer)
+        return score_at_sites(
+            self._questions, asked, self._with_heldout(state), state.sites, self._beside(vector), self.observer
+        )
+
+    def _with_heldout(self, state: RunState) -> dict[int, str]:
+        """The nodes whose sites have declared validation images."""
+        return {node: name for node, name in self._roster.nodes.items() if state.sites[name].validation > 1}
+
+    def _beside(self, vector: NDArray[np.float32]) -> Enclosure:
+        return Enclosure(outgoing(vector, self.config.federation.transfer))
 
     def _check_collapse(self, state: RunState, lines: list[dict[str, Any]]) -> None:
         """Stop where most of the sites that counted have seen collapse. No checkpoint is written of the round."""
