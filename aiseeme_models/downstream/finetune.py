@@ -38,7 +38,7 @@ class FineTuneOptions(Options):
 
     fraction: float = Field(default=1.0, gt=0, le=1)
     epochs: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=64, ge=2)
+    batch_size: int = Field(default=32, ge=2)
     lr: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
 

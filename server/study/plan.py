@@ -45,15 +45,18 @@ class StudyPlan(BaseModel):
     threads: int
     versions: dict[str, str]
 
-    def enter(self, folder: Path) -> None:
-        """Write it where there is none, or see that the one there is the same.
+    def save(self, folder: Path) -> None:
+        """Write it, which makes the folder this study's."""
+        write_atomically(folder / FILE, self.model_dump_json(indent=2).encode())
+
+    def check_folder(self, folder: Path) -> None:
+        """See that ``folder`` holds this study, or none yet.
 
         Raises:
-            InputError: the folder holds another study; the text says what differs.
+            InputError: it holds another; the text says what differs.
         """
         path = folder / FILE
         if not path.exists():
-            write_atomically(path, self.model_dump_json(indent=2).encode())
             return
         try:
             there = StudyPlan.model_validate_json(path.read_bytes())

@@ -17,7 +17,7 @@ from client.site_home import SiteHome
 from federation_configs.loading import check_config, config_sha256, to_toml
 from server.global_model import read_backbone
 from server.model_manifest import WEIGHTS_FILE
-from server.probing import ProbeImages, probe_images
+from server.probing import probe_images
 from server.run_folder import CONFIG, held
 from server.simulation import ENGINES, hospitals_of, versions
 from server.study.arms import Arm, StudyKind
@@ -31,8 +31,8 @@ from server.study.table import StudyTable, study_table, write_table
 
 if TYPE_CHECKING:
     from aiseeme_models.downstream.finetune import FineTuneOptions
+    from client.site import Site
     from federation_configs.schema import FederationConfig
-    from server.simulation import Hospitals
     from server.study.progress import StudyProgress
 
 STUDIES = "studies"
@@ -92,25 +92,19 @@ def play_study(config: FederationConfig, asked: Asked, *, home: Path, progress: 
     folder = study_folder(home, config, asked)
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder):
-        _plan(config, asked).enter(folder)
-        write_atomically(folder / CONFIG, to_toml(config).encode())
-        configs = [_seeded(config, config.seed + number) for number in range(asked.seeds)]
+        plan = _plan(config, asked)
+        plan.check_folder(folder)
         # Everything that can be wrong is found before the first hour of training.
-        settings = [(one, _gathered(one, asked, home, folder, progress)) for one in configs]
-        images = [_probe_images(one, hospitals, asked, home) for one, hospitals in settings]
-        for one, hospitals in settings:
-            takes = {arm: arm.compute(one, hospitals.sites) for arm in arms}
-            check_equal({arm.title: compute for arm, compute in takes.items() if compute.images})
-            if one.seed == config.seed:
-                title = f"study of {asked.kind}: {config.name}"
-                tested = len(images[0].test.labels)
-                progress.study_begins(title, folder, hospitals.table, takes, asked.seeds, tested)
+        benches = _benches(config, asked, folder, home, progress)
+        for bench in benches:
+            takes = [(arm, arm.compute(bench.config, bench.sites)) for arm in arms]
+            check_equal({arm.title: compute for arm, compute in takes if compute.images})
+            if bench is benches[0]:
+                progress.study_begins(bench, folder, takes, asked.seeds)
+        plan.save(folder)
+        write_atomically(folder / CONFIG, to_toml(config).encode())
         cells: list[Cell] = []
-        table = None
-        for (one, hospitals), sets in zip(settings, images, strict=True):
-            bench = Bench(
-                one, hospitals.sites, sets, asked.initial, asked.finetune, folder / "stages", asked.engine, progress
-            )
+        for bench in benches:
             cells += [_cell(arm, bench, folder, progress) for arm in arms]
             table = study_table(
                 asked.kind,
@@ -118,14 +112,56 @@ def play_study(config: FederationConfig, asked: Asked, *, home: Path, progress: 
                 arms,
                 cells,
                 measures_of(asked.finetune),
-                train_images=len(sets.train.labels),
-                test_images=len(sets.test.labels),
+                train_images=len(bench.images.train.labels),
+                test_images=len(bench.images.test.labels),
                 tested=asked.options.tested,
             )
             write_table(folder, table)
             write_plot(folder, table)
-        assert table is not None
         return table
+
+
+def _benches(config: FederationConfig, asked: Asked, folder: Path, home: Path, progress: StudyProgress) -> list[Bench]:
+    """One for each seed: its sites, dealt and large enough, and what probes train and test on.
+
+    Raises:
+        InputError: what is lacking.
+    """
+    benches = []
+    for seed in range(config.seed, config.seed + asked.seeds):
+        seeded = check_config(config.model_dump(mode="json") | {"seed": seed}, where="the study")
+        hospitals = hospitals_of(
+            seeded, asked.data, asked.sites, asked.partition, asked.device, home, folder / "gathered", progress
+        )
+        _check_batches(seeded, hospitals.sites)
+        store = SiteHome(home).store
+        images = probe_images(seeded, hospitals.rows, store, device=asked.device, tested=asked.options.tested)
+        if isinstance(images, str):
+            raise InputError(f"a study needs labels to compare by: {images}")
+        benches.append(
+            Bench(
+                seeded,
+                hospitals.sites,
+                images,
+                asked.initial,
+                asked.finetune,
+                folder / "stages",
+                asked.engine,
+                progress,
+            )
+        )
+    return benches
+
+
+def _check_batches(config: FederationConfig, sites: list[Site]) -> None:
+    for site in sites:
+        count = len(site.rows_of("train", config.holdout))
+        for stage in config.curriculum.stage:
+            if count < stage.batch_size:
+                raise InputError(
+                    f"{site.name} has {count} training images with seed {config.seed}, fewer than batch_size ="
+                    f" {stage.batch_size} of {stage.task}: use a smaller batch, fewer sites or another partition"
+                )
 
 
 def study_folder(home: Path, config: FederationConfig, asked: Asked) -> Path:
@@ -207,29 +243,3 @@ def _weights_sha256(initial: Path, config: FederationConfig) -> str:
     read_backbone(initial, config)  # what is wrong with it is said now
     files = [initial / "model" / WEIGHTS_FILE, initial / WEIGHTS_FILE, initial]
     return hashlib.sha256(next(file for file in files if file.is_file()).read_bytes()).hexdigest()
-
-
-def _seeded(config: FederationConfig, seed: int) -> FederationConfig:
-    return check_config(config.model_dump(mode="json") | {"seed": seed}, where="the study")
-
-
-def _gathered(config: FederationConfig, asked: Asked, home: Path, folder: Path, progress: StudyProgress) -> Hospitals:
-    hospitals = hospitals_of(
-        config, asked.data, asked.sites, asked.partition, asked.device, home, folder / "gathered", progress
-    )
-    for site in hospitals.sites:
-        count = len(site.rows_of("train", config.holdout))
-        for stage in config.curriculum.stage:
-            if count < stage.batch_size:
-                raise InputError(
-                    f"{site.name} has {count} training images with seed {config.seed}, fewer than batch_size ="
-                    f" {stage.batch_size} of {stage.task}: use a smaller batch, fewer sites or another partition"
-                )
-    return hospitals
-
-
-def _probe_images(config: FederationConfig, hospitals: Hospitals, asked: Asked, home: Path) -> ProbeImages:
-    found = probe_images(config, hospitals.rows, SiteHome(home).store, device=asked.device, tested=asked.options.tested)
-    if isinstance(found, str):
-        raise InputError(f"a study needs labels to compare by: {found}")
-    return found

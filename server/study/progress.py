@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +18,9 @@ from server.study.measures import title_of
 
 if TYPE_CHECKING:
     from federation_configs.schema import FederationConfig
-    from server.partitions import PartitionRow
     from server.run_state import RunState
     from server.study.arms import Arm
+    from server.study.bench import Bench
     from server.study.cells import Cell
     from server.study.compute import Compute
 
@@ -45,25 +45,18 @@ class StudyProgress(Progress):
         with super().reading(folder) as on_file:
             yield on_file
 
-    def study_begins(
-        self,
-        title: str,
-        folder: Path,
-        sites: Sequence[PartitionRow],
-        takes: Mapping[Arm, Compute],
-        seeds: int,
-        tested: int,
-    ) -> None:
-        """What will be compared, at which compute, by how many test images."""
-        table = Table(title=shown(title))
+    def study_begins(self, bench: Bench, folder: Path, takes: Sequence[tuple[Arm, Compute]], seeds: int) -> None:
+        """What will be compared, at which compute, by how many test images; the first seed's bench stands for all."""
+        table = Table(title=shown(f"{bench.config.name}: what is compared"))
         for name in ("arm", "optimiser steps", "steps x images", "what it is"):
             table.add_column(name, justify="right" if "steps" in name else "left", overflow="fold")
-        for arm, compute in takes.items():
+        for arm, compute in takes:
             figures = (f"{compute.steps:,}", f"{compute.images:,}") if compute.images else ("-", "-")
             table.add_row(shown(arm.title), *figures, arm.says)
         self.console.print(table)
-        who = ", ".join(f"{row.site} {row.images}" for row in sites)
-        self.say(f"{len(sites)} sites with so many images of the first seed: {who}; {tested} images test")
+        counts = ((site.name, len(site.rows_of("train", bench.config.holdout))) for site in bench.sites)
+        who = ", ".join(f"{name} {count}" for name, count in counts)
+        self.say(f"training images with seed {bench.config.seed}: {who}; {len(bench.images.test.labels)} images test")
         self.say("steps x images counts an image once a step, however many views a task makes of it")
         self._cells = len(takes) * seeds
         self.say(f"{self._cells} cells ({len(takes)} arms, {seeds} seeds), files in {folder}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,6 +17,7 @@ from server.progress import Progress
 from server.simulation import simulate
 from server.study import bench, playing
 from server.study.cells import Cell
+from server.study.playing import Asked
 from tests.server.studies import FINETUNE, LOCATION, ROTATION, SIMCLR, Played, asked, study_config
 
 
@@ -33,6 +37,17 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tasks(data, home) -> Played:
     return Played(study_config(), asked("tasks", data, finetune=FINETUNE), home)
+
+
+@pytest.fixture
+def own(data, request) -> Callable[..., Asked]:
+    """A study of the test's own, beside the others: the pictures are read once for all."""
+
+    def make(kind: str, **changes: Any) -> Asked:
+        name = re.sub(r"[^a-z0-9]+", "-", request.node.name)[-60:]
+        return asked(kind, data, **({"name": f"{kind}-{name}"} | changes))
+
+    return make
 
 
 def cells(played: Played) -> dict[str, list[Cell]]:
@@ -103,7 +118,7 @@ def test_a_study_that_is_whole_is_not_played_again(tasks, data, home, monkeypatc
     assert "was there" in again.screen.getvalue()
 
 
-def test_a_study_that_was_cut_off_goes_on_to_the_same_table(tasks, data, tmp_path, monkeypatch):
+def test_a_study_that_was_cut_off_goes_on_to_the_same_table(tasks, monkeypatch, home, own):
     class Cut(BaseException):
         pass
 
@@ -116,22 +131,22 @@ def test_a_study_that_was_cut_off_goes_on_to_the_same_table(tasks, data, tmp_pat
             raise Cut
         return play(arm, *rest)
 
-    study = asked("tasks", data, finetune=FINETUNE)
+    study = own("tasks", finetune=FINETUNE)
     with monkeypatch.context() as patched:
         patched.setattr(playing, "_cell", cut)
         with pytest.raises(Cut):
-            Played(study_config(), study, tmp_path)
-    again = Played(study_config(), study, tmp_path)
+            Played(study_config(), study, home)
+    again = Played(study_config(), study, home)
     assert again.screen.getvalue().count("was there") == 4
     for line, whole in zip(again.table.lines, tasks.table.lines, strict=True):
         assert line.figures == whole.figures
 
 
-def test_more_seeds_are_added_to_a_study_that_is_there(data, tmp_path):
+def test_more_seeds_are_added_to_a_study_that_is_there(home, own):
     config = study_config(SIMCLR)
-    first = Played(config, asked("tasks", data, seeds=1), tmp_path)
+    first = Played(config, own("tasks", seeds=1), home)
     assert first.line("federated").figures["linear"].sd is None
-    more = Played(config, asked("tasks", data, seeds=2), tmp_path)
+    more = Played(config, own("tasks", seeds=2), home)
     assert more.screen.getvalue().count("was there") == len(first.table.lines)
     assert more.line("federated").figures["linear"].values[0] == first.line("federated").figures["linear"].values[0]
 
@@ -150,72 +165,71 @@ def test_a_folder_refuses_another_study(config, changes, says, tasks, data, home
         Played(config, asked(changes.pop("kind"), data, **changes), home)
 
 
-def test_curricula_that_begin_alike_share_their_beginning_to_the_bit(data, tmp_path):
+def test_curricula_that_begin_alike_share_their_beginning_to_the_bit(home, own):
     config = study_config(ROTATION, LOCATION, SIMCLR)
-    played = Played(config, asked("order", data, seeds=1), tmp_path)
+    played = Played(config, own("order", seeds=1), home)
     # Of 6 orders of 3 stages and 3 single tasks: 3 first stages for two orders each, 6 second, 6 third, 3 alone.
     assert len(list((played.folder / "stages").iterdir())) == 3 + 6 + 6 + 3
     shared = cells(played)["rotation-then-simclr-then-relative-location"][0].models[0]
-    alone = Played(study_config(ROTATION, SIMCLR, LOCATION), asked("tasks", data, seeds=1), tmp_path)
+    alone = Played(study_config(ROTATION, SIMCLR, LOCATION), own("tasks", seeds=1), home)
     assert cells(alone)["federated"][0].models[0].backbone_sha256 == shared.backbone_sha256
 
 
-def test_the_stages_before_the_one_that_is_tuned_are_played_once(data, tmp_path):
-    study = asked("hyperparameters", data, seeds=1, options={"lr": (0.01, 0.001), "batch": (2, 4)})
-    played = Played(study_config(), study, tmp_path)
+def test_the_stages_before_the_one_that_is_tuned_are_played_once(home, own):
+    study = own("hyperparameters", seeds=1, options={"lr": (0.01, 0.001), "batch": (2, 4)})
+    played = Played(study_config(), study, home)
     assert len(list((played.folder / "stages").iterdir())) == 1 + 4
     assert played.table.reference == "lr 0.01, batch 4"
     assert len({cell[0].images for cell in cells(played).values()}) == 1
 
 
-def test_settings_are_chosen_by_patients_that_are_in_no_test(data, tmp_path, home):
-    study = asked("hyperparameters", data, seeds=1, options={"lr": (0.01, 0.001)})
-    chosen = Played(study_config(), study, tmp_path)
+def test_settings_are_chosen_by_patients_that_are_in_no_test(home, own):
+    study = own("hyperparameters", seeds=1, options={"lr": (0.01, 0.001)})
+    chosen = Played(study_config(), study, home)
     assert chosen.table.tested == "validation"
-    tested = Played(study_config(SIMCLR), asked("tasks", data, seeds=1), tmp_path)
+    tested = Played(study_config(SIMCLR), own("tasks", seeds=1), home)
     # All 108 pictures have labels; the test split's are in neither part of the choice.
     assert chosen.table.train_images + chosen.table.test_images == 108 - tested.table.test_images
 
 
-def test_volume_is_played_in_equally_many_steps(data, tmp_path):
-    study = asked("volume", data, seeds=1, options={"fractions": (0.5, 0.75, 1.0)})
-    played = Played(study_config(SIMCLR), study, tmp_path)
+def test_volume_is_played_in_equally_many_steps(home, own):
+    study = own("volume", seeds=1, options={"fractions": (0.5, 0.75, 1.0)})
+    played = Played(study_config(SIMCLR), study, home)
     trained = [cell[0] for arm, cell in cells(played).items() if arm != "random"]
     assert len(trained) == 3
     assert len({(cell.steps, cell.images) for cell in trained}) == 1
     assert len({cell.models[0].backbone_sha256 for cell in trained}) == 3
 
 
-def test_given_weights_are_compared_and_begun_with(data, tmp_path):
+def test_given_weights_are_compared_and_begun_with(home, own, tmp_path):
     config = study_config(SIMCLR)
     digest = save_weights(tmp_path / "weights", new_backbone(study_config(seed=77)))
-    study = asked(
+    study = own(
         "tasks",
-        data,
         seeds=1,
         options={"initial": True},
         initial=tmp_path / "weights" / "backbone.safetensors",
     )
-    played = Played(config, study, tmp_path)
+    played = Played(config, study, home)
     assert cells(played)["given"][0].models[0].backbone_sha256 == digest
     digests = {cells(played)[arm][0].models[0].backbone_sha256 for arm in ("federated", "given-simclr", "given")}
     assert len(digests) == 3
     save_weights(tmp_path / "weights", new_backbone(study_config(seed=78)))
     with pytest.raises(InputError, match="initial_sha256"):
-        Played(config, study, tmp_path)
+        Played(config, study, home)
 
 
-def test_an_altered_stage_is_not_built_on(data, tmp_path):
+def test_an_altered_stage_is_not_built_on(home, own):
     config = study_config(SIMCLR)
-    played = Played(config, asked("tasks", data, seeds=1), tmp_path)
+    played = Played(config, own("tasks", seeds=1), home)
     shutil.rmtree(played.folder / "cells")
     for stage in (played.folder / "stages").iterdir():
         save_weights(stage, new_backbone(config))
     with pytest.raises(RunFailed, match="its backbone was altered"):
-        Played(config, asked("tasks", data, seeds=1), tmp_path)
+        Played(config, own("tasks", seeds=1), home)
 
 
-def test_a_site_that_misses_a_round_fails_the_cell(data, tmp_path, monkeypatch):
+def test_a_site_that_misses_a_round_fails_the_cell(monkeypatch, home, own):
     """On less data an arm would not be at equal compute: it must not count."""
     from server import local_grid
 
@@ -231,7 +245,7 @@ def test_a_site_that_misses_a_round_fails_the_cell(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(local_grid.LocalGrid, "_play", late)
     with pytest.raises(RunFailed, match=r"federated.*\n?.*round 2"):
-        Played(study_config(SIMCLR, federation={"min_sites": 2, "round_retries": 0}), asked("tasks", data), tmp_path)
+        Played(study_config(SIMCLR, federation={"min_sites": 2, "round_retries": 0}), own("tasks"), home)
 
 
 @pytest.mark.parametrize(
@@ -245,12 +259,16 @@ def test_a_site_that_misses_a_round_fails_the_cell(data, tmp_path, monkeypatch):
         (study_config(ROTATION, privacy={"noise_multiplier": 1.0}), {}, r"without \[privacy\]"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_anything_is_trained(
-    config, study, says, data, tmp_path, monkeypatch
-):
+def test_what_cannot_be_compared_is_refused_before_anything_is_trained(config, study, says, monkeypatch, home, own):
     monkeypatch.setattr(bench.Bench, "train", lambda *_: pytest.fail("trained"))
     with pytest.raises(InputError, match=says):
-        Played(config, asked("tasks", data, seeds=1, **study), tmp_path)
+        Played(config, own("tasks", seeds=1, **study), home)
+
+
+def test_a_mistake_that_was_refused_does_not_stand_in_the_way_of_its_correction(home, own):
+    with pytest.raises(InputError, match="fewer than batch_size"):
+        Played(study_config(SIMCLR | {"batch_size": 64}), own("tasks", seeds=1), home)
+    assert Played(study_config(SIMCLR), own("tasks", seeds=1), home).table.seeds == [3]
 
 
 def test_a_cell_is_json_that_holds_what_was_played(tasks):
