@@ -48,6 +48,16 @@ class BatchAugmentation:
         options = self.options.model_copy(update={"crop_min": crop_min, "crop_max": crop_max})
         return BatchAugmentation(options, self.mean, self.std)
 
+    def grayscale(self, probability: float) -> BatchAugmentation:
+        """The same, but a view has no colour with at least ``probability``: for tasks that colour makes too easy."""
+        options = self.options.model_copy(update={"grayscale_p": max(probability, self.options.grayscale_p)})
+        return BatchAugmentation(options, self.mean, self.std)
+
+    def true_colours(self) -> BatchAugmentation:
+        """The same without changes of saturation and hue and without grayscale: for tasks whose target is a colour."""
+        options = self.options.model_copy(update={"saturation": 0.0, "hue": 0.0, "grayscale_p": 0.0})
+        return BatchAugmentation(options, self.mean, self.std)
+
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator, size: int | None = None) -> Tensor:
         """A random view of every image.

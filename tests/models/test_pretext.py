@@ -13,7 +13,8 @@ from aiseeme_models.pretext.barlow_twins import BarlowTwins, BarlowTwinsOptions
 from aiseeme_models.pretext.byol import BYOL, BYOLOptions
 from aiseeme_models.pretext.moco import MoCo, MoCoOptions
 from aiseeme_models.pretext.moco_v1 import MoCoV1, MoCoV1Options
-from aiseeme_models.pretext.relative_location import RelativeLocation, RelativeLocationOptions, _patches
+from aiseeme_models.pretext.patches import cut_patches
+from aiseeme_models.pretext.relative_location import RelativeLocation, RelativeLocationOptions
 from aiseeme_models.pretext.simclr import SimCLR, SimCLROptions
 from aiseeme_models.pretext.vicreg import VICReg, VICRegOptions
 from aiseeme_models.seeding import generator
@@ -117,7 +118,7 @@ def test_rotation_shows_every_image_in_four_turns(tiny_task, toy_images, augment
 
 def test_relative_location_cuts_a_patch_out_of_every_cell():
     images = torch.arange(2 * 48 * 48).float().view(2, 1, 48, 48)  # every pixel says where it is
-    patches = _patches(images, generator(1)).view(2, 9, 12, 12)
+    patches = cut_patches(images, generator(1)).view(2, 9, 12, 12)
     for image in range(2):
         for cell in range(9):
             first = int(patches[image, cell, 0, 0]) - image * 48 * 48
