@@ -5,8 +5,11 @@ from aiseeme_models.options import Options
 from aiseeme_models.pretext import (  # noqa: F401  (registers them)
     barlow_twins,
     byol,
+    colourisation,
     deepcluster,
     dino,
+    jigsaw,
+    masked,
     moco,
     moco_v1,
     npid,

@@ -117,6 +117,12 @@ def test_relative_location_needs_an_image_that_a_grid_fits_in():
         check_config(config, where="f.toml")
 
 
+def test_colourisation_needs_images_with_colours():
+    config = changed("curriculum.stage.0.task", "colourisation") | {"images": {"preset": "chest-xray", "size": 48}}
+    with pytest.raises(InputError, match="curriculum.stage.0 .colourisation.: .*needs colours"):
+        check_config(config, where="f.toml")
+
+
 def test_whole_numbers_are_fine_where_numbers_are_meant():
     assert check_config(changed("curriculum.stage.0.lr", 1), where="f").curriculum.stage[0].learning_rate == 1.0
 

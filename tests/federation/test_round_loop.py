@@ -291,7 +291,20 @@ def test_a_plateau_ends_a_stage_early(federation):
 
 
 @pytest.mark.parametrize(
-    "task", ["moco", "npid", "swav", "deepcluster", "byol", "relative-location", "barlow-twins", "dino"]
+    "task",
+    [
+        "moco",
+        "npid",
+        "swav",
+        "deepcluster",
+        "byol",
+        "relative-location",
+        "jigsaw",
+        "masked",
+        "colourisation",
+        "barlow-twins",
+        "dino",
+    ],
 )
 @pytest.mark.parametrize("norm", ["group", "batch", "batch-local"])
 def test_every_task_runs_with_every_norm(task, norm, federation):

@@ -1,10 +1,14 @@
-"""Options that make the tasks fit toy images, by the tasks' names."""
+"""Options and images that make the tasks fit toy tests, by the tasks' names."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from aiseeme_models.errors import InputError
+from aiseeme_models.pretext import pretext_tasks
+
 SMALL: dict[str, dict[str, Any]] = {
+    "jigsaw": {"permutations": 4},
     "moco": {"queue": 16},
     "deepcluster": {"clusters": 8},
     "npid": {"negatives": 48, "temperature": 0.2},
@@ -22,3 +26,15 @@ SMALL: dict[str, dict[str, Any]] = {
         "teacher_temperature": 0.02,
     },
 }
+
+
+def toy_side(name: str) -> int:
+    """The side of the smallest toy images that a task takes: 32 px, or 48 where it says that these are too small."""
+    kind = pretext_tasks[name]
+    options = kind.options_type(**SMALL.get(name, {}))
+    norm = "group" if "batch" in kind.collapses_with else "batch"
+    try:
+        kind.check(options, norm=norm, batch_size=16, image_size=32, channels=3)
+    except InputError:
+        return 48
+    return 32

@@ -13,6 +13,7 @@ from aiseeme_models.errors import InputError
 from aiseeme_models.pretext import pretext_tasks
 from aiseeme_models.privacy.patient_gradients import PatientGradients
 from aiseeme_models.seeding import generator
+from tests.models.small_tasks import toy_side
 
 PATIENTS = 3
 CASES = [
@@ -60,7 +61,7 @@ def test_sums_and_norms_are_those_of_one_patient_at_a_time(
     name, norm, backbone, dtype, tiny_task, toy_images, augmentation
 ):
     task = tiny_task(name, norm, backbone=backbone)
-    images = toy_images(PATIENTS, size=48 if name == "relative-location" else 32).pixels
+    images = toy_images(PATIENTS, size=toy_side(name)).pixels
     if backbone not in ("resnet34", "resnet50"):
         images = images.repeat_interleave(2, dim=0)  # two augmented views of a patient's image
     views = task.views(images, augmentation, generator(2))

@@ -20,7 +20,7 @@ from aiseeme_models.pretext.vicreg import VICReg, VICRegOptions
 from aiseeme_models.seeding import generator
 from aiseeme_models.training.loop import heldout_loss, train_round
 from aiseeme_models.training.options import TrainingOptions
-from tests.models.small_tasks import SMALL
+from tests.models.small_tasks import SMALL, toy_side
 from tests.models.spread import spread_before_and_after
 
 CPU = torch.device("cpu")
@@ -29,7 +29,8 @@ NORMS = ["group", "group-ws", "batch", "batch-local"]
 
 
 def test_the_tasks_are_registered():
-    names = "rotation relative-location simclr moco moco-v1 npid swav deepcluster byol simsiam barlow-twins vicreg dino"
+    names = "rotation relative-location jigsaw masked colourisation simclr moco moco-v1 npid swav deepcluster byol"
+    names += " simsiam barlow-twins vicreg dino"
     assert set(names.split()) <= set(pretext_tasks)
 
 
@@ -128,7 +129,10 @@ def test_relative_location_cuts_a_patch_out_of_every_cell():
             assert torch.equal(patches[image, cell], images[image, 0, row : row + 12, column : column + 12])
 
 
-@pytest.mark.parametrize(("name", "expected"), [("rotation", math.log(4)), ("relative-location", math.log(8))])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("rotation", math.log(4)), ("relative-location", math.log(8)), ("jigsaw", math.log(100))],
+)
 def test_the_chance_loss_is_the_loss_of_a_head_that_says_nothing(name, expected, tiny_task, toy_images, augmentation):
     task = tiny_task(name)
     last = [layer for layer in task.head.modules() if isinstance(layer, torch.nn.Linear)][-1]
@@ -208,7 +212,7 @@ def test_every_shared_parameter_gets_a_gradient_and_no_local_one_does(name, tiny
 def test_a_task_lowers_its_loss_on_images_that_it_suits(name, norm, tiny_task, toy_images, augmentation):
     if norm in pretext_tasks[name].collapses_with:
         pytest.skip("refused when the configuration is read")
-    images = toy_images(64, size=48 if name == "relative-location" else 32)
+    images = toy_images(64, size=toy_side(name))
     task = tiny_task(name, norm, **SMALL.get(name, {}))
     options = TrainingOptions(batch_size=16, local_epochs=8, lr=2e-3, schedule="constant")
 
