@@ -37,10 +37,11 @@ def parse_options(kind: type[Kind], given: Mapping[str, object], *, where: str, 
     try:
         return kind.model_validate(dict(given))
     except ValidationError as error:
-        faults = []
+        faults, is_about_a_key = [], False
         for fault in error.errors(include_url=False, include_input=False, include_context=False):
+            is_about_a_key |= len(fault["loc"]) == 1
             key = ".".join([where, *map(str, fault["loc"])])
             what = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
             faults.append(f"{key}: {what}")
-        known = ", ".join(kind.model_fields) or "no options"
-        raise InputError(f"{'; '.join(faults)} ({owner} has {known})") from None
+        known = f" ({owner} has {', '.join(kind.model_fields) or 'no options'})" if is_about_a_key else ""
+        raise InputError(f"{'; '.join(faults)}{known}") from None

@@ -211,9 +211,9 @@ class Visit:
 
     def _question(self, request: Request, coordinator: str | None) -> dict[str, Any]:
         stamp, config, stages = request.stamp, request.config, request.config.curriculum.stage
-        place: dict[str, Any] = {"round": None, "stage": None, "task": ", ".join(stage.task for stage in stages)}
+        place: dict[str, Any] = {"round": None, "stage": None, "task": ", ".join(stage.title for stage in stages)}
         if isinstance(request, RoundRequest):
-            task = stages[request.stage].task if request.stage < len(stages) else None
+            task = stages[request.stage].title if request.stage < len(stages) else None
             place = {"round": request.round, "stage": request.stage, "task": task}
         return {
             "what": self._kind,

@@ -86,7 +86,7 @@ def decide(
     needs_privacy = policy.require_dp if needs_privacy is None else needs_privacy
     if isinstance(request, RoundRequest) and request.stage >= len(stages):
         raise Refusal(SiteError.BAD_REQUEST)
-    if not all(_allows(policy.tasks, stage.task) for stage in stages):
+    if not all(_allows(policy.tasks, task) for stage in stages for task in stage.tasks):
         raise Refusal(SiteError.TASK_NOT_ALLOWED)
     backbones = {config.model.backbone}
     if isinstance(request, AnalyseRequest):

@@ -137,10 +137,11 @@ class FederationConfig(Options):
             where = f"curriculum.stage.{index} ({stage.task})"
             if stage.stop != "rounds" and self.holdout.validation == 0:
                 raise InputError(f"{where}: stop = {stage.stop!r} needs held-out images: holdout.validation is 0")
-            if stage.stop == "plateau" and not pretext_tasks[stage.task].comparable_rounds:
+            rising = [name for name in stage.tasks if not pretext_tasks[name].comparable_rounds]
+            if stage.stop == "plateau" and rising:
                 raise InputError(
-                    f"{where}: stop = 'plateau' goes by the held-out loss, which rises in the first rounds of this task"
-                    " although it learns: use 'rounds' or 'probe'"
+                    f"{where}: stop = 'plateau' goes by the held-out loss, which rises in the first rounds of"
+                    f" {rising[0]} although it learns: use 'rounds' or 'probe'"
                 )
             try:
                 if stage.distill is not None:
@@ -208,15 +209,16 @@ def _check_private(stage: Stage, norm: Norm) -> None:
             f"[privacy] needs a norm that looks at one image at a time: model.norm = {norm!r} mixes the images of a "
             f"batch, so that one patient changes the gradients of others; use {' or '.join(sorted(PER_IMAGE_NORMS))}"
         )
-    if not pretext_tasks[stage.task].decomposes_per_image(norm):
+    obstacle = pretext_tasks[stage.task].privacy_obstacle(stage.options, norm)
+    if obstacle is not None:
         fitting = [
             name
             for name in sorted(pretext_tasks)
             if pretext_tasks[name].decomposes_per_image(norm) and norm not in pretext_tasks[name].collapses_with
         ]
         raise InputError(
-            f"[privacy] needs a loss of one image at a time: {stage.task} compares images with others, so that one "
-            f"patient changes the gradients of others and no epsilon would hold; these tasks do: {', '.join(fitting)}"
+            f"[privacy] needs a loss of one image at a time: {stage.task} {obstacle}; these tasks do: "
+            f"{', '.join(fitting)}"
         )
     if stage.stop != "rounds":
         raise InputError(

@@ -64,5 +64,5 @@ def rehearsals(config: FederationConfig, folder: Path, sites: list[str]) -> list
             round_s = None
             if line is not None and problem is None:
                 round_s = line["seconds"] / max(line["steps"], 1) * stage.steps(line["images"])
-            found.append(Rehearsal(index, stage.task, site, problem, round_s))
+            found.append(Rehearsal(index, stage.title, site, problem, round_s))
     return found

@@ -219,7 +219,7 @@ def check(config: ConfigReference) -> None:
     from federation_configs.loading import config_sha256, find_config, load_config
 
     loaded = load_config(config)
-    stages = ", ".join(f"{stage.task} ({stage.rounds} rounds)" for stage in loaded.curriculum.stage)
+    stages = ", ".join(f"{stage.title} ({stage.rounds} rounds)" for stage in loaded.curriculum.stage)
     _line(f"{find_config(config)}: fine: {loaded.name}: {stages}; sha256 {config_sha256(loaded)}")
 
 

@@ -119,7 +119,7 @@ class FinalFiles:
             rounds_done=state.round,
             rounds_total=self.config.rounds,
             stages=[
-                _stage(stage.task, stage.rounds, record) for stage, record in zip(options, state.stages, strict=True)
+                _stage(stage.title, stage.rounds, record) for stage, record in zip(options, state.stages, strict=True)
             ],
             sites=[
                 SiteResult(

@@ -136,7 +136,7 @@ class Progress(Silent):
             self._bars.update(
                 self._rounds_task,
                 completed=state.round,
-                detail=f"stage {state.stage + 1}/{len(state.stages)} {options.task}",
+                detail=f"stage {state.stage + 1}/{len(state.stages)} {options.title}",
             )
 
     def sites_described(self, state: RunState, refused: dict[str, Refused]) -> None:
@@ -175,7 +175,7 @@ class Progress(Silent):
         """See `Observer`."""
         record = state.stages[stage]
         self.say(
-            f"stage {stage + 1}/{len(state.stages)} {config.curriculum.stage[stage].task} ended by {record.stopped_by}"
+            f"stage {stage + 1}/{len(state.stages)} {config.curriculum.stage[stage].title} ended by {record.stopped_by}"
             f" after {record.rounds_done} rounds"
         )
 

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@runtime_checkable
+class KnowsItsStart(Protocol):
+    """A layer with first values of its own."""
+
+    def start(self, generator: torch.Generator) -> None:
+        """Give the layer's own parameters their first values."""
+        ...
 
 
 @torch.no_grad()
@@ -12,7 +23,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
     """Give every parameter and running statistic of ``module`` its first value.
 
     Convolutions: He normal, fan-out (He et al. 2015, as torchvision's ResNets). Linear layers: uniform in
-    ``+-1/sqrt(fan_in)``. Normalisation: weight 1, bias 0, statistics reset.
+    ``+-1/sqrt(fan_in)``. Normalisation: weight 1, bias 0, statistics reset. A layer that `KnowsItsStart`: what it says.
 
     Raises:
         TypeError: a layer type with parameters that has no rule here.
@@ -34,5 +45,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
                 layer.weight.fill_(1)
             if layer.bias is not None:
                 layer.bias.zero_()
+        elif isinstance(layer, KnowsItsStart):
+            layer.start(generator)
         elif any(True for _ in layer.parameters(recurse=False)):
             raise TypeError(f"no rule to initialise {type(layer).__name__} at {name!r}")

@@ -41,6 +41,17 @@ class Stage(TrainingOptions):
     on_collapse: Literal["fail", "note"] = "fail"
     options: SerializeAsAny[Options] = Field(default_factory=Options)
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """``task``, and the tasks that it is made of."""
+        return self.task, *pretext_tasks[self.task].parts(self.options)
+
+    @property
+    def title(self) -> str:
+        """What the stage trains, for people: ``"rotation"``, or ``"multi-task (rotation + simclr)"``."""
+        name, *parts = self.tasks
+        return f"{name} ({' + '.join(parts)})" if parts else name
+
     @model_validator(mode="before")
     @classmethod
     def _options_of_the_task(cls, data: Any) -> Any:
@@ -58,9 +69,11 @@ def _by_the_paper(task: str, data: dict[str, Any]) -> dict[str, Any]:
     """A stage's table with the figures of the task's recipe in it.
 
     Raises:
-        InputError: another optimiser than the paper's, for which its learning rate says nothing.
+        InputError: another optimiser than the paper's, for which its learning rate says nothing; or no one recipe.
     """
     recipe = pretext_tasks[task].recipe
+    if recipe is None:
+        raise InputError(f"lr = 'paper' asks for a task's own recipe, and {task} has none: give lr a number")
     optimizer, batch_size = data.get("optimizer", recipe.optimizer), data.get("batch_size", _DEFAULT_BATCH)
     if optimizer != recipe.optimizer:
         raise InputError(

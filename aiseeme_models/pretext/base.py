@@ -19,7 +19,7 @@ from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
 from aiseeme_models.registry import Registry
 
-Family = Literal["geometric", "generative", "clustering", "instance", "non-contrastive"]
+Family = Literal["geometric", "generative", "clustering", "instance", "non-contrastive", "mixed"]
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
@@ -51,9 +51,9 @@ class PretextTask(nn.Module, ABC):
         shared: ``ModuleDict`` of ``backbone`` and ``head``: trained at the sites, aggregated by the coordinator.
             Nothing else of a task ever crosses the wire.
         local: everything that stays at the site (queues, memory banks, momentum encoders).
-        family: the kind of task, as SB-SSL groups them.
+        family: the kind of task, as SB-SSL groups them; ``"mixed"`` where it is made of others.
         paper: where the method comes from.
-        recipe: how the paper, or the framework named beside it, trained it.
+        recipe: how the paper, or the framework named beside it, trained it; None where there is no one recipe.
         options_type: the task's typed options.
         rederived: names of the children of ``local`` that `begin_round` makes anew from ``shared``, so that a site
             need not keep them between rounds.
@@ -65,10 +65,10 @@ class PretextTask(nn.Module, ABC):
 
     family: ClassVar[Family]
     paper: ClassVar[str]
-    recipe: ClassVar[Recipe]
+    recipe: ClassVar[Recipe | None]
     options_type: ClassVar[type[Options]] = Options
-    rederived: ClassVar[tuple[str, ...]] = ()
-    per_image: ClassVar[tuple[str, ...]] = ()
+    rederived: tuple[str, ...] = ()
+    per_image: tuple[str, ...] = ()
     comparable_rounds: ClassVar[bool] = True
     collapses_with: ClassVar[frozenset[Norm]] = frozenset()
 
@@ -88,10 +88,24 @@ class PretextTask(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def decomposes_per_image(cls, norm: Norm) -> bool:
-        """Whether the batch loss is a mean of terms that each depend on one image only (what DP-SGD needs).
+        """Whether, by every choice of options, the batch loss is a mean of terms of one image only (what DP-SGD needs).
 
         Also false where an image reaches other images' terms in a later step, as through a queue.
         """
+
+    @classmethod
+    def privacy_obstacle(cls, options: Options, norm: Norm) -> str | None:
+        """What keeps DP-SGD from the task with these options, as the end of a sentence about it; None: nothing does."""
+        if cls.decomposes_per_image(norm):
+            return None
+        return (
+            "compares images with others, so that one patient changes the gradients of others and no epsilon would hold"
+        )
+
+    @classmethod
+    def parts(cls, options: Options) -> tuple[str, ...]:
+        """The names of the tasks that it is made of; none where it is one itself."""
+        return ()
 
     @classmethod
     def check(cls, options: Options, *, norm: Norm, batch_size: int, image_size: int, channels: int) -> None:

@@ -8,12 +8,12 @@ from aiseeme_models.curriculum.ordering.base import Candidate, Ordered, Ordering
 from aiseeme_models.options import Options
 from aiseeme_models.pretext.base import Family
 
-_ORDER: tuple[Family, ...] = ("geometric", "generative", "clustering", "instance", "non-contrastive")
+_ORDER: tuple[Family, ...] = ("geometric", "generative", "clustering", "instance", "non-contrastive", "mixed")
 
 
 @orderings.register("family")
 class ByFamily(Ordering[Options]):
-    """Geometric, generative, clustering, instance, non-contrastive; nothing is tried."""
+    """Geometric, generative, clustering, instance, non-contrastive, several at once; nothing is tried."""
 
     says = "families of tasks: " + ", ".join(_ORDER)
 
