@@ -12,6 +12,7 @@ from aiseeme_models.pretext import (  # noqa: F401  (registers them)
     masked,
     moco,
     moco_v1,
+    multi_task,
     npid,
     relative_location,
     rotation,

@@ -62,6 +62,15 @@ def test_every_request_outside_the_policy_is_refused(within, beyond, refused, re
     assert code(PolicyOptions(**beyond), request_) == refused
 
 
+@pytest.mark.parametrize("missing", [None, "multi-task", "rotation", "simclr"])
+def test_a_stage_of_several_tasks_needs_all_of_them_allowed(missing) -> None:
+    options = {"tasks": [{"task": "rotation"}, {"task": "simclr"}]}
+    stage = {"task": "multi-task", "rounds": 2, "batch_size": 4, "options": options}
+    request = DescribeRequest(run="r", config=tiny_config(curriculum={"stage": [stage]}))
+    allowed = PolicyOptions(tasks=tuple({"multi-task", "rotation", "simclr"} - {missing}))
+    assert code(allowed, request) == (None if missing is None else SiteError.TASK_NOT_ALLOWED)
+
+
 def test_the_default_policy_allows_what_the_version_can_do() -> None:
     for request in (describing(), training(), evaluating()):
         assert code(PolicyOptions(), request, epochs_today=1e6) is None

@@ -187,12 +187,109 @@ def test_a_rate_by_the_paper_is_its_own_in_proportion_to_the_batch():
     for task in pretext_tasks:
         table = {"task": task, "rounds": 2, "lr": "paper", "batch_size": 128}
         recipe = pretext_tasks[task].recipe
+        if recipe is None:
+            continue
         config = changed("curriculum.stage", [table]) | {"model": {"backbone": "resnet-small", "norm": "batch"}}
         lr = check_config(config, "x").curriculum.stage[0].lr
         assert lr == pytest.approx(recipe.lr * 128 / recipe.batch)
+
+
+def test_a_rate_by_the_paper_is_refused_where_a_task_has_no_recipe_of_its_own():
+    options = {"tasks": [{"task": "rotation"}, {"task": "simclr"}]}
+    table = {"task": "multi-task", "rounds": 2, "lr": "paper", "options": options}
+    with pytest.raises(InputError, match="multi-task has none: give lr a number"):
+        check_config(changed("curriculum.stage", [table]), "x")
 
 
 def test_a_rate_by_the_paper_says_nothing_for_another_optimizer():
     table = {"task": "simclr", "rounds": 2, "lr": "paper", "optimizer": "adamw"}
     with pytest.raises(InputError, match="simclr's own optimizer, lars"):
         check_config(changed("curriculum.stage", [table]), "x")
+
+
+SEVERAL = [{"task": "rotation"}, {"task": "simclr"}]
+
+
+def several(**options: object) -> dict:
+    table = {"task": "multi-task", "rounds": 2, "options": {"tasks": SEVERAL} | options}
+    return changed("curriculum.stage", [table])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"tasks": [{"task": "rotation"}]}, "options: tasks must name at least two"),
+        ({"tasks": [SEVERAL[0], SEVERAL[0]]}, "options: tasks names a task twice"),
+        ({"tasks": [SEVERAL[0], {"task": "simclrr"}]}, "options.tasks.1: unknown pretext task 'simclrr'"),
+        (
+            {"tasks": [SEVERAL[0], {"task": "simclr", "options": {"temprature": 1.0}}]},
+            "options.tasks.1: options.temprature: unknown key (simclr has temperature, hidden_dim, projection_dim)",
+        ),
+        ({"tasks": [SEVERAL[0], {"task": "multi-task"}]}, "options.tasks.1: multi-task cannot be one of its own tasks"),
+        ({"tasks": [SEVERAL[0], {}]}, "options.tasks.1.task: field required"),
+        (
+            {"tasks": [SEVERAL[0], {"task": "moco", "options": {"queue": 100}}]},
+            "curriculum.stage.0 (multi-task): options.tasks.1: moco's queue must be a multiple of batch_size",
+        ),
+        ({"tasks": [SEVERAL[0], {"task": "byol"}]}, "options.tasks.1: byol collapses with model.norm = 'group'"),
+        ({"weighting": "kendall"}, "there are dwa, equal, self-paced, uncertainty"),
+        (
+            {"weighting": "dwa", "weighting_options": {"tau": 3.0}},
+            "options: weighting_options.tau: unknown key (dwa has temperature)",
+        ),
+        ({"weight": 1}, "options.weight: unknown key (multi-task has tasks, weighting, weighting_options)"),
+    ],
+)
+def test_each_of_several_tasks_is_checked_as_if_it_were_alone(options, says):
+    with pytest.raises(InputError) as error:
+        check_config(several(**options), where="f.toml")
+    assert says.lower() in str(error.value).lower()
+
+
+def test_several_tasks_must_be_named():
+    with pytest.raises(InputError, match=r"options.tasks: Field required \(multi-task has tasks, weighting"):
+        check_config(changed("curriculum.stage", [{"task": "multi-task", "rounds": 2}]), where="f.toml")
+
+
+def test_a_plateau_is_not_sought_where_the_loss_of_one_of_several_tasks_rises_at_first():
+    config = several(tasks=[SEVERAL[0], {"task": "npid"}])
+    config["curriculum"]["stage"][0]["stop"] = "plateau"
+    with pytest.raises(InputError, match="rises in the first rounds of npid"):
+        check_config(config, where="f.toml")
+
+
+def test_several_tasks_keep_their_options_on_every_way(tmp_path):
+    moco = {"task": "moco", "options": {"queue": 128, "temperature": 1}}
+    options = {"tasks": [SEVERAL[0], moco], "weighting": "self-paced", "weighting_options": {"soft": True}}
+    config = check_config(several(**options), where="f")
+    stage = config.curriculum.stage[0]
+    assert stage.options.tasks[1].options.queue == 128
+    assert stage.options.weighting_options.soft
+    assert (stage.tasks, stage.title) == (("multi-task", "rotation", "moco"), "multi-task (rotation + moco)")
+    path = tmp_path / "resolved.toml"
+    path.write_text(to_toml(config))
+    assert load_config(path) == config
+    assert type(config).model_validate_json(config.model_dump_json()) == config
+    assert config_sha256(config) != config_sha256(check_config(several(**options | {"weighting_options": {}}), "f"))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "weighting", "says"),
+    [
+        (("rotation", "relative-location"), "equal", None),
+        (("rotation", "simclr"), "equal", "multi-task has simclr, which compares images with others"),
+        (("rotation", "relative-location"), "dwa", "losses that are kept without noise.*use weighting = 'equal'"),
+        (("rotation", "relative-location"), "self-paced", "losses that are kept without noise"),
+        (("rotation", "relative-location"), "uncertainty", "weighting = 'uncertainty'.*use weighting = 'equal'"),
+    ],
+)
+def test_private_training_of_several_tasks_needs_each_to_be_private_and_weights_that_tell_nothing(
+    tasks, weighting, says
+):
+    config = several(tasks=[{"task": task} for task in tasks], weighting=weighting)
+    config["privacy"] = {"noise_multiplier": 1.0}
+    if says is None:
+        check_config(config, where="f")
+        return
+    with pytest.raises(InputError, match=says):
+        check_config(config, where="f")

@@ -304,6 +304,7 @@ def test_a_plateau_ends_a_stage_early(federation):
         "colourisation",
         "barlow-twins",
         "dino",
+        "multi-task",
     ],
 )
 @pytest.mark.parametrize("norm", ["group", "batch", "batch-local"])

@@ -14,6 +14,7 @@ from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.images.augmentation_options import AugmentationOptions
 from aiseeme_models.pretext import PretextTask, build_task, pretext_tasks
 from aiseeme_models.seeding import generator
+from tests.models.small_tasks import required
 
 
 class TensorImages:
@@ -71,7 +72,7 @@ def tiny_task() -> Callable[..., PretextTask]:
             encoder = ResNet(BasicBlock, (1, 1, 1, 1), width=16, small_images=True, norm=norm, in_channels=3)
         else:
             encoder = build_backbone(backbone, norm=norm, in_channels=3)
-        task = build_task(name, encoder, pretext_tasks[name].options_type(**options), norm)
+        task = build_task(name, encoder, pretext_tasks[name].options_type(**(required(name) | options)), norm)
         initialise(task.shared, generator(seed, "weights"))
         task.make_room(64)
         task.reset_local(generator(seed, "local"))

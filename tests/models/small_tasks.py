@@ -14,6 +14,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "npid": {"negatives": 48, "temperature": 0.2},
     "swav": {"prototypes": 8, "epsilon": 0.01, "local_crops": 1, "freeze": 0.0, "queue": 16, "queue_from": 0.5},
     "moco-v1": {"queue": 16},
+    "multi-task": {"tasks": [{"task": "rotation"}, {"task": "simclr"}], "weighting": "uncertainty"},
     "barlow-twins": {"hidden_dim": 64, "projection_dim": 64},
     "vicreg": {"hidden_dim": 64, "projection_dim": 64},
     "dino": {
@@ -38,3 +39,9 @@ def toy_side(name: str) -> int:
     except InputError:
         return 48
     return 32
+
+
+def required(name: str) -> dict[str, Any]:
+    """Those of the options above without which there is no task."""
+    fields = pretext_tasks[name].options_type.model_fields
+    return {key: value for key, value in SMALL.get(name, {}).items() if fields[key].is_required()}

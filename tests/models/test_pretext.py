@@ -20,7 +20,7 @@ from aiseeme_models.pretext.vicreg import VICReg, VICRegOptions
 from aiseeme_models.seeding import generator
 from aiseeme_models.training.loop import heldout_loss, train_round
 from aiseeme_models.training.options import TrainingOptions
-from tests.models.small_tasks import SMALL, toy_side
+from tests.models.small_tasks import SMALL, required, toy_side
 from tests.models.spread import spread_before_and_after
 
 CPU = torch.device("cpu")
@@ -252,7 +252,7 @@ def test_norms_with_which_a_task_collapses_are_refused_and_no_others(name, norm)
     kind = pretext_tasks[name]
 
     def check():
-        kind.check(kind.options_type(), norm=norm, batch_size=64, image_size=224, channels=3)
+        kind.check(kind.options_type(**required(name)), norm=norm, batch_size=64, image_size=224, channels=3)
 
     if norm in kind.collapses_with:
         with pytest.raises(InputError, match=f"{name} collapses with model.norm = '{norm}'"):
