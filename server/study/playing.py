@@ -105,6 +105,7 @@ def play_study(config: FederationConfig, asked: Asked, *, home: Path, progress: 
         write_atomically(folder / CONFIG, to_toml(config).encode())
         cells: list[Cell] = []
         for bench in benches:
+            assert bench.images is not None  # `_benches` has looked
             cells += [_cell(arm, bench, folder, progress) for arm in arms]
             table = study_table(
                 asked.kind,
