@@ -56,6 +56,7 @@ class StudyProgress(Progress):
         self.console.print(table)
         counts = ((site.name, len(site.rows_of("train", bench.config.holdout))) for site in bench.sites)
         who = ", ".join(f"{name} {count}" for name, count in counts)
+        assert bench.images is not None  # a study has looked
         self.say(f"training images with seed {bench.config.seed}: {who}; {len(bench.images.test.labels)} images test")
         self.say("steps x images counts an image once a step, however many views a task makes of it")
         self._cells = len(takes) * seeds
