@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aiseeme_models.errors import InputError
+from aiseeme_models.errors import InputError, RunFailed
 from federation_configs.command_line import console
 from server.cli_options import Json, Runs
 
@@ -195,3 +195,5 @@ def _play(
         typer.echo(table.model_dump_json(indent=2))
     else:
         print_table(console(), table, study_folder(home, loaded, asked))
+    if table.failed:
+        raise RunFailed(f"{len(table.failed)} cells could not be played; the same command tries them again")

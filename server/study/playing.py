@@ -17,7 +17,7 @@ from client.site_home import SiteHome
 from federation_configs.loading import check_config, config_sha256, to_toml
 from server.global_model import read_backbone
 from server.model_manifest import WEIGHTS_FILE
-from server.probing import probe_images
+from server.probing import ProbeImages, probe_images
 from server.run_folder import CONFIG, held
 from server.simulation import ENGINES, hospitals_of, versions
 from server.study.arms import Arm, StudyKind
@@ -73,7 +73,8 @@ def play_study(config: FederationConfig, asked: Asked, *, home: Path, progress: 
     """Play what is lacking of a study, and write its table and plot.
 
     Seeds are played one after the other, every arm with one before the next: after each the table is written anew. A
-    cell that is there is not played again; a larger ``seeds`` adds to a study that is there.
+    cell that is there is not played again; a larger ``seeds`` adds to a study that is there. A cell that fails (a
+    learning rate that diverges, features that collapse) is named in the table and tried again by the next command.
 
     Args:
         config: the federation.
@@ -83,7 +84,7 @@ def play_study(config: FederationConfig, asked: Asked, *, home: Path, progress: 
 
     Raises:
         InputError: data, configuration and study do not fit together, or the folder holds another study.
-        RunFailed: a cell failed; the ones before it are there.
+        RunFailed: a cell of the arm that the others are compared with failed; the ones before it are there.
     """
     if asked.engine not in ENGINES:
         raise InputError(f"--engine {asked.engine}: there are {', '.join(ENGINES)}")
@@ -96,33 +97,43 @@ def play_study(config: FederationConfig, asked: Asked, *, home: Path, progress: 
         plan.check_folder(folder)
         # Everything that can be wrong is found before the first hour of training.
         benches = _benches(config, asked, folder, home, progress)
-        for bench in benches:
+        for bench, images in benches:
             takes = [(arm, arm.compute(bench.config, bench.sites)) for arm in arms]
             check_equal({arm.title: compute for arm, compute in takes if compute.images})
-            if bench is benches[0]:
-                progress.study_begins(bench, folder, takes, asked.seeds)
+            if bench is benches[0][0]:
+                progress.study_begins(bench, folder, takes, asked.seeds, len(images.test.labels))
         plan.save(folder)
         write_atomically(folder / CONFIG, to_toml(config).encode())
         cells: list[Cell] = []
-        for bench in benches:
-            assert bench.images is not None  # `_benches` has looked
-            cells += [_cell(arm, bench, folder, progress) for arm in arms]
+        failed: list[str] = []
+        for bench, images in benches:
+            for arm in arms:
+                try:
+                    cells.append(_cell(arm, bench, folder, progress))
+                except RunFailed as failure:
+                    if arm is arms[0]:  # nothing to compare the others with
+                        raise
+                    failed.append(str(failure))
+                    progress.cell_failed(str(failure))
             table = study_table(
                 asked.kind,
                 config.name,
                 arms,
                 cells,
                 measures_of(asked.finetune),
-                train_images=len(bench.images.train.labels),
-                test_images=len(bench.images.test.labels),
+                train_images=len(images.train.labels),
+                test_images=len(images.test.labels),
                 tested=asked.options.tested,
+                failed=failed,
             )
             write_table(folder, table)
             write_plot(folder, table)
         return table
 
 
-def _benches(config: FederationConfig, asked: Asked, folder: Path, home: Path, progress: StudyProgress) -> list[Bench]:
+def _benches(
+    config: FederationConfig, asked: Asked, folder: Path, home: Path, progress: StudyProgress
+) -> list[tuple[Bench, ProbeImages]]:
     """One for each seed: its sites, dealt and large enough, and what probes train and test on.
 
     Raises:
@@ -139,18 +150,10 @@ def _benches(config: FederationConfig, asked: Asked, folder: Path, home: Path, p
         images = probe_images(seeded, hospitals.rows, store, device=asked.device, tested=asked.options.tested)
         if isinstance(images, str):
             raise InputError(f"a study needs labels to compare by: {images}")
-        benches.append(
-            Bench(
-                seeded,
-                hospitals.sites,
-                images,
-                asked.initial,
-                asked.finetune,
-                folder / "stages",
-                asked.engine,
-                progress,
-            )
+        bench = Bench(
+            seeded, hospitals.sites, images, asked.initial, asked.finetune, folder / "stages", asked.engine, progress
         )
+        benches.append((bench, images))
     return benches
 
 

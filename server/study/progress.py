@@ -45,7 +45,9 @@ class StudyProgress(Progress):
         with super().reading(folder) as on_file:
             yield on_file
 
-    def study_begins(self, bench: Bench, folder: Path, takes: Sequence[tuple[Arm, Compute]], seeds: int) -> None:
+    def study_begins(
+        self, bench: Bench, folder: Path, takes: Sequence[tuple[Arm, Compute]], seeds: int, tested: int
+    ) -> None:
         """What will be compared, at which compute, by how many test images; the first seed's bench stands for all."""
         table = Table(title=shown(f"{bench.config.name}: what is compared"))
         for name in ("arm", "optimiser steps", "steps x images", "what it is"):
@@ -56,8 +58,7 @@ class StudyProgress(Progress):
         self.console.print(table)
         counts = ((site.name, len(site.rows_of("train", bench.config.holdout))) for site in bench.sites)
         who = ", ".join(f"{name} {count}" for name, count in counts)
-        assert bench.images is not None  # a study has looked
-        self.say(f"training images with seed {bench.config.seed}: {who}; {len(bench.images.test.labels)} images test")
+        self.say(f"training images with seed {bench.config.seed}: {who}; {tested} images test")
         self.say("steps x images counts an image once a step, however many views a task makes of it")
         self._cells = len(takes) * seeds
         self.say(f"{self._cells} cells ({len(takes)} arms, {seeds} seeds), files in {folder}")
@@ -99,6 +100,11 @@ class StudyProgress(Progress):
                     self.say(f"    {model.name}: {stage.task} stayed near chance (loss {stage.loss:.3f})")
         if self._study_bars is not None:
             self._study_bars.update(self._cells_task, completed=self._done)
+
+    def cell_failed(self, reason: str) -> None:
+        """A cell could not be played; the study goes on without it."""
+        self._done += 1
+        self.say(f"{self._done}/{self._cells} FAILED: {reason}")
 
     def site_step(self, site: str, step: int, steps: int, loss: float) -> None:
         """See `Progress`: too much for a study."""

@@ -32,7 +32,7 @@ class Figure(_Part):
     """One measure of one arm over the seeds.
 
     Attributes:
-        values: balanced accuracy with each seed, in the order of the table's seeds.
+        values: balanced accuracy with each of the line's seeds.
         mean: of the values.
         sd: standard deviation of the values (n - 1); None with one seed.
         auc: mean macro AUC; None where it is undefined with one of the seeds.
@@ -52,11 +52,23 @@ class Figure(_Part):
 
 
 class Line(_Part):
-    """One arm. ``steps`` and ``images`` are what its sites counted, the same with every seed or from least to most."""
+    """One arm.
+
+    Attributes:
+        arm: a folder's name.
+        title: for people.
+        says: what it is.
+        seeds: those with which it was played; a cell that failed is not among them.
+        steps: optimiser steps as its sites counted them, of the seeds with the least and the most; 0 without training.
+        images: images in those steps.
+        figures: by measure.
+        seconds: wall time of its cells, without the stages that another arm had played before.
+    """
 
     arm: str
     title: str
     says: str
+    seeds: list[int]
     steps: tuple[int, int]
     images: tuple[int, int]
     figures: dict[str, Figure]
@@ -75,6 +87,7 @@ class StudyTable(_Part):
         train_images: labelled images that probes are fitted on.
         test_images: images that test.
         tested: the split whose patients test.
+        failed: cells that could not be played, each with its reason.
         lines: the arms.
     """
 
@@ -86,12 +99,12 @@ class StudyTable(_Part):
     train_images: int
     test_images: int
     tested: str
+    failed: list[str]
     lines: list[Line]
 
     @property
     def notes(self) -> list[str]:
         """What a reader must know about the figures."""
-        taken = {line.images for line in self.lines if any(line.images)}
         n = len(self.seeds)
         said = [
             "Balanced accuracy, mean and standard deviation over the seeds"
@@ -110,12 +123,9 @@ class StudyTable(_Part):
                 f"{n} seeds are few: p < 0.05 needs a mean difference of {needed:.1f} standard deviations of the"
                 " differences. A large p says nothing; look at the differences of each seed."
             )
-        if len(taken) == 1:
-            least, most = taken.pop()
-            seeds = "" if least == most else " with the same seed (sites are dealt anew with each)"
-            said.append(f"Every trained arm made steps on equally many images{seeds}, as its sites counted.")
+        said.append("With each seed every trained arm made its steps on equally many images, as its sites counted.")
         said.append("Views per image differ between pretext tasks and are not counted.")
-        return said
+        return said + [f"FAILED: {reason}" for reason in self.failed]
 
 
 def study_table(
@@ -128,26 +138,27 @@ def study_table(
     train_images: int,
     test_images: int,
     tested: str,
+    failed: Sequence[str] = (),
 ) -> StudyTable:
-    """The table of cells that are there, every arm with the same seeds; the first arm is the reference."""
+    """The table of cells that are there; the first arm, which has every seed, is what the others are compared with."""
     seeds = sorted({cell.seed for cell in cells})
     of = {(cell.arm, cell.seed): cell for cell in cells}
-    reference = [of[arms[0].name, seed] for seed in seeds]
     lines = []
     for arm in arms:
-        own = [of[arm.name, seed] for seed in seeds]
-        steps, images = [cell.steps for cell in own], [cell.images for cell in own]
+        there = [seed for seed in seeds if (arm.name, seed) in of]
+        own = [of[arm.name, seed] for seed in there]
+        reference = None if arm is arms[0] else [of[arms[0].name, seed] for seed in there]
+        steps, images = [cell.steps for cell in own] or [0], [cell.images for cell in own] or [0]
         lines.append(
             Line(
                 arm=arm.name,
                 title=arm.title,
                 says=arm.says,
+                seeds=there,
                 steps=(min(steps), max(steps)),
                 images=(min(images), max(images)),
                 figures={
-                    measure: figure
-                    for measure in measures
-                    if (figure := _figure(measure, own, None if arm is arms[0] else reference)) is not None
+                    measure: figure for measure in measures if (figure := _figure(measure, own, reference)) is not None
                 },
                 seconds=sum(cell.seconds for cell in own),
             )
@@ -161,13 +172,14 @@ def study_table(
         train_images=train_images,
         test_images=test_images,
         tested=tested,
+        failed=list(failed),
         lines=lines,
     )
 
 
 def _figure(measure: str, cells: Sequence[Cell], reference: Sequence[Cell] | None) -> Figure | None:
     values = [cell.accuracy(measure) for cell in cells]
-    if any(value is None for value in values):
+    if not values or any(value is None for value in values):
         return None
     known = [value for value in values if value is not None]
     aucs = [cell.auc(measure) for cell in cells]

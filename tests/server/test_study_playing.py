@@ -248,6 +248,15 @@ def test_a_site_that_misses_a_round_fails_the_cell(monkeypatch, home, own):
         Played(study_config(SIMCLR, federation={"min_sites": 2, "round_retries": 0}), own("tasks"), home)
 
 
+def test_a_setting_that_diverges_is_named_in_the_table_and_the_others_are_played(home, own):
+    study = own("hyperparameters", seeds=1, options={"lr": (0.01, 1e30)})
+    played = Played(study_config(SIMCLR), study, home)
+    assert [line.seeds for line in played.table.lines] == [[3], []]
+    (reason,) = played.table.failed
+    assert "lr 1e+30" in reason and reason in (played.folder / "table.md").read_text()
+    assert "FAILED" in played.screen.getvalue()
+
+
 @pytest.mark.parametrize(
     ("config", "study", "says"),
     [

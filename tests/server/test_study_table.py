@@ -63,6 +63,19 @@ def test_differences_that_are_all_alike_have_no_p():
     assert (figure.difference, figure.p) == (pytest.approx(0.05), None)
 
 
+def test_a_cell_that_failed_is_left_out_and_named():
+    cells = [cell("a", seed, [0.5 + seed / 100]) for seed in (7, 8, 9)] + [cell("b", seed, [0.6]) for seed in (7, 9)]
+    made = study_table(
+        "tasks", "tiny", [*ARMS, Floor("c", "floor", "")], cells, ["linear"],
+        train_images=9, test_images=5, tested="test", failed=["b, seed 8: it diverged"],
+    )  # fmt: skip
+    second, third = made.lines[1:]
+    assert second.seeds == [7, 9]
+    assert second.figures["linear"].differences == pytest.approx([0.03, 0.01])
+    assert (third.seeds, third.figures) == ([], {})
+    assert any("b, seed 8: it diverged" in note for note in made.notes)
+
+
 def test_one_seed_has_neither_deviation_nor_test():
     made = table(seeds=1)
     figure = made.lines[1].figures["linear"]
