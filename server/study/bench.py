@@ -157,6 +157,7 @@ class Bench:
             heldout=stage.heldout[-1] if stage.heldout else None,
             chance=chance,
             near_chance=chance is not None and loss > NEAR_CHANCE * chance,
+            collapsed=_has_collapsed(folder),
             backbone_sha256=save_weights(folder, played),
             seconds=loops[0].earlier_s + time.perf_counter() - started,
         )
@@ -191,6 +192,11 @@ def _digest(backbone: Backbone) -> str:
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
     return hashlib.sha256(save(tensors)).hexdigest()
+
+
+def _has_collapsed(folder: Path) -> bool:
+    last = {line["site"]: bool(line["collapsed"]) for line in read_lines(folder / METRICS)[0] if "collapsed" in line}
+    return 2 * sum(last.values()) > len(last)
 
 
 def _counted(folder: Path, rounds: int, sites: int, batch_size: int) -> tuple[int, int]:

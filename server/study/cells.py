@@ -30,6 +30,7 @@ class PlayedStage(_Part):
         heldout: pretext loss of held-out images at the end, where it was measured.
         chance: loss of a model that knows nothing, where the task has one.
         near_chance: whether the last loss is near it.
+        collapsed: whether most sites saw, when they last looked, that all images have nearly the same features.
         backbone_sha256: of the backbone at its end.
         seconds: wall time.
     """
@@ -42,6 +43,7 @@ class PlayedStage(_Part):
     heldout: float | None
     chance: float | None
     near_chance: bool
+    collapsed: bool = False
     backbone_sha256: str
     seconds: float
 
@@ -74,6 +76,11 @@ class Cell(_Part):
     def images(self) -> int:
         """Images in those steps."""
         return sum(stage.images for model in self.models for stage in model.stages)
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether a stage of one of its models did."""
+        return any(stage.collapsed for model in self.models for stage in model.stages)
 
     def accuracy(self, measure: str) -> float | None:
         """Balanced accuracy, the mean over its models; None where it was not measured."""

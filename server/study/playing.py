@@ -74,7 +74,7 @@ def play_study(config: FederationConfig, asked: Asked, *, home: Path, progress: 
 
     Seeds are played one after the other, every arm with one before the next: after each the table is written anew. A
     cell that is there is not played again; a larger ``seeds`` adds to a study that is there. A cell that fails (a
-    learning rate that diverges, features that collapse) is named in the table and tried again by the next command.
+    learning rate that diverges) is named in the table and tried again by the next command.
 
     Args:
         config: the federation.
@@ -89,7 +89,7 @@ def play_study(config: FederationConfig, asked: Asked, *, home: Path, progress: 
     if asked.engine not in ENGINES:
         raise InputError(f"--engine {asked.engine}: there are {', '.join(ENGINES)}")
     _check_comparable(config)
-    arms = list(asked.options.arms(config))
+    arms = list(asked.options.arms(_scored_all_the_same(config)))
     folder = study_folder(home, config, asked)
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder):
@@ -209,6 +209,12 @@ def _cell(arm: Arm, bench: Bench, folder: Path, progress: StudyProgress) -> Cell
     cell.save(place)
     progress.cell_done(cell, there=False)
     return cell
+
+
+def _scored_all_the_same(config: FederationConfig) -> FederationConfig:
+    """The federation with stages that go on where features collapse: leaving such seeds out would flatter an arm."""
+    stages = [stage.model_dump(mode="json") | {"on_collapse": "note"} for stage in config.curriculum.stage]
+    return check_config(config.model_dump(mode="json") | {"curriculum": {"stage": stages}}, where="the study")
 
 
 def _check_comparable(config: FederationConfig) -> None:

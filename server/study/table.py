@@ -59,6 +59,7 @@ class Line(_Part):
         title: for people.
         says: what it is.
         seeds: those with which it was played; a cell that failed is not among them.
+        collapsed: those with which a stage collapsed; they are scored like the others.
         steps: optimiser steps as its sites counted them, of the seeds with the least and the most; 0 without training.
         images: images in those steps.
         figures: by measure.
@@ -69,6 +70,7 @@ class Line(_Part):
     title: str
     says: str
     seeds: list[int]
+    collapsed: list[int]
     steps: tuple[int, int]
     images: tuple[int, int]
     figures: dict[str, Figure]
@@ -125,6 +127,12 @@ class StudyTable(_Part):
             )
         said.append("With each seed every trained arm made its steps on equally many images, as its sites counted.")
         said.append("Views per image differ between pretext tasks and are not counted.")
+        said += [
+            f"Collapsed (all images had nearly the same features) and scored all the same: {line.title}, seeds"
+            f" {', '.join(map(str, line.collapsed))}."
+            for line in self.lines
+            if line.collapsed
+        ]
         return said + [f"FAILED: {reason}" for reason in self.failed]
 
 
@@ -155,6 +163,7 @@ def study_table(
                 title=arm.title,
                 says=arm.says,
                 seeds=there,
+                collapsed=[cell.seed for cell in own if cell.collapsed],
                 steps=(min(steps), max(steps)),
                 images=(min(images), max(images)),
                 figures={

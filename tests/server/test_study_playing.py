@@ -248,6 +248,14 @@ def test_a_site_that_misses_a_round_fails_the_cell(monkeypatch, home, own):
         Played(study_config(SIMCLR, federation={"min_sites": 2, "round_retries": 0}), own("tasks"), home)
 
 
+def test_an_arm_that_collapses_is_scored_like_the_others_and_named(tasks):
+    """Without it in the table only the seeds that went well would count."""
+    collapsed = [cell for own in cells(tasks).values() for cell in own if cell.collapsed]
+    assert [(cell.arm, cell.seed) for cell in collapsed] == [("pooled", 3)]  # eight features are soon all alike
+    assert tasks.line("pooled").seeds == [3, 4]
+    assert "Collapsed" in (tasks.folder / "table.md").read_text() and not tasks.table.failed
+
+
 def test_a_setting_that_diverges_is_named_in_the_table_and_the_others_are_played(home, own):
     study = own("hyperparameters", seeds=1, options={"lr": (0.01, 1e30)})
     played = Played(study_config(SIMCLR), study, home)

@@ -76,6 +76,17 @@ def test_a_cell_that_failed_is_left_out_and_named():
     assert any("b, seed 8: it diverged" in note for note in made.notes)
 
 
+def test_an_arm_that_collapsed_is_named_with_its_seeds():
+    whole = cell("b", 7, [0.6])
+    (model,) = whole.models
+    fallen = model.model_copy(update={"stages": [model.stages[0].model_copy(update={"collapsed": True})]})
+    made = study_table(
+        "tasks", "tiny", ARMS, [cell("a", 7, [0.5]), whole.model_copy(update={"models": [fallen]})], ["linear"],
+        train_images=9, test_images=5, tested="test",
+    )  # fmt: skip
+    assert any("Collapsed" in note and "second | arm, seeds 7" in note for note in made.notes)
+
+
 def test_one_seed_has_neither_deviation_nor_test():
     made = table(seeds=1)
     figure = made.lines[1].figures["linear"]
