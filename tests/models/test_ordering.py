@@ -6,6 +6,7 @@ import pytest
 
 from aiseeme_models.curriculum.ordering import Candidate, orderings
 from aiseeme_models.errors import InputError
+from aiseeme_models.pretext import pretext_tasks
 
 CANDIDATES = [
     Candidate("simclr", "instance"),
@@ -103,3 +104,10 @@ def test_there_is_one_file_for_each_kind_and_a_clear_error_for_none():
     assert list(orderings) == ["ascending", "descending", "family", "fixed", "greedy", "representation"]
     with pytest.raises(InputError, match="unknown ordering policy 'gredy'"):
         orderings["gredy"]
+
+
+def test_every_task_has_a_place_in_the_order_of_families():
+    candidates = [Candidate(name, pretext_tasks[name].family) for name in pretext_tasks]
+    order = settle("family", Told({}), candidates).order
+    assert sorted(order) == list(range(len(candidates)))
+    assert candidates[order[-1]].name == "multi-task"
