@@ -17,7 +17,8 @@ def test_it_says_what_each_site_pays_and_what_noise_would_do():
     answer = json.loads(said.stdout)
     config = load_config("skin-private")
     for row in answer["sites"]:
-        assert row["epsilon"] == epsilon([one for _, one in planned(config, row["patients"])], 1e-5).value
+        cost = epsilon([one for _, one in planned(config, row["patients"])], 1e-5).value
+        assert row["epsilon"] == pytest.approx(cost, rel=1e-9)  # another process may sum in another order
     assert answer["noise_multiplier_needed"] == max(row["noise_multiplier_needed"] for row in answer["sites"])
 
 
