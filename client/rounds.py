@@ -121,9 +121,8 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
     bench = _bench(site, request)
     protection = Protection(site, config)
     state = _state(site, request)
-    distilled_from = _teacher(
-        request, state, weights[: bench.layout.backbone_size]
-    )  # one that is missing costs nothing
+    # Before the charge: a round that fails for want of its teacher costs no privacy.
+    distilled_from = _teacher(request, state, weights[: bench.layout.backbone_size])
     spent = protection.charge(request)  # before an image is looked at
     images = site.images(config.images, "train", config.holdout)
     if len(images) == 0:

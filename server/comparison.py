@@ -14,14 +14,14 @@ from aiseeme_models.analysis.comparison import paired_blocks
 from aiseeme_models.backbones import Backbone
 from aiseeme_models.errors import InputError, RunFailed
 from aiseeme_models.training.shared_state import backbone_layout, flatten_backbone
-from federation_configs.records import Enclosure, nonce_of
+from federation_configs.records import Enclosure
 from federation_configs.schema import FederationConfig
 from federation_configs.transfer import outgoing
 from federation_configs.wire import AnalyseReply, AnalyseRequest, ComparedModel
-from server.exchange import ask
 from server.observer import Observer, Silent
-from server.replies import NO_ANSWER, Refused, check_analysis
-from server.request_signing import RequestSigner, pack_for_sites
+from server.questions import Questions
+from server.replies import Refused, check_analysis
+from server.request_signing import RequestSigner
 from server.roster import Owners, Roster
 from server.run_state import RunState, SiteState, mean_over_sites
 
@@ -126,27 +126,32 @@ class Comparison:
         )
         weights = np.concatenate([flatten_backbone(named.backbone) for named in (first, second)])
         beside = Enclosure(outgoing(weights, self.config.federation.transfer))
-        deadline = self.config.federation.round_deadline_s
-        contents = pack_for_sites(self.signer, "analyse", asked, roster.nodes, beside, valid_s=deadline)
         blocks = paired_blocks(first.backbone, second.backbone)
         replies: dict[str, AnalyseReply] = {}
         refused = dict(roster.refused)
-        for node, message in ask(
-            self.grid, contents, "query.analyse", group="analyse", deadline_s=deadline, clock=self.clock
+
+        def missed(name: str, why: Refused) -> None:
+            refused[name] = why
+            self.observer.site_missed(name, why)
+
+        questions = Questions(self.grid, self.signer, self.config.federation.round_deadline_s, self.clock)
+        for name, reply in questions.valid(
+            "analyse",
+            asked,
+            roster.nodes,
+            beside,
+            lambda message, site, nonce: check_analysis(
+                message,
+                site=site,
+                asked=asked,
+                nonce=nonce,
+                declared=state.sites[site].validation,
+                blocks=len(blocks),
+            ),
+            missed,
         ):
-            name = roster.nodes[node]
-            outcome: AnalyseReply | Refused = NO_ANSWER
-            if message is not None:
-                nonce, declared = nonce_of(contents[node]), state.sites[name].validation
-                outcome = check_analysis(
-                    message, site=name, asked=asked, nonce=nonce, declared=declared, blocks=len(blocks)
-                )
-            if isinstance(outcome, Refused):
-                refused[name] = outcome
-                self.observer.site_missed(name, outcome)
-            else:
-                replies[name] = outcome
-                self.observer.site_answered(name, outcome.images, outcome.seconds, None)
+            replies[name] = reply
+            self.observer.site_answered(name, reply.images, reply.seconds, None)
         why = {name: reason.sentence for name, reason in sorted(refused.items())}
         if not replies:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in why.items())

@@ -1,14 +1,14 @@
-"""The mean held-out loss of a global model at the sites."""
+"""Mean figures of the sites' held-out images: the pretext loss of a global model, and the score of its probes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from federation_configs.records import Enclosure
-from federation_configs.wire import EvaluateReply, EvaluateRequest
+from federation_configs.wire import EvaluateRequest, ScoreRequest
 from server.observer import Observer
 from server.questions import Questions
-from server.replies import NO_ANSWER, Refused, check_evaluation
+from server.replies import check_evaluation, check_score
 from server.run_state import SiteState, mean_over_sites
 
 
@@ -30,17 +30,43 @@ def heldout_at_sites(
         beside: the stage's whole vector.
         observer: told of sites that did not tell.
     """
-    losses, seconds = [], 0.0
-    for answer in questions.ask("evaluate", asked, nodes, beside):
-        reply: EvaluateReply | Refused = NO_ANSWER
-        if answer.message is not None:
-            declared = sites[answer.site].validation
-            reply = check_evaluation(
-                answer.message, site=answer.site, asked=asked, nonce=answer.nonce, declared=declared
-            )
-        if isinstance(reply, Refused):
-            observer.note(f"{answer.site} did not measure the held-out loss: {reply.sentence}")
-            continue
-        losses.append((reply.loss, reply.images))
-        seconds += reply.seconds
-    return mean_over_sites(losses), seconds
+    replies = [
+        reply
+        for _, reply in questions.valid(
+            "evaluate",
+            asked,
+            nodes,
+            beside,
+            lambda message, site, nonce: check_evaluation(
+                message, site=site, asked=asked, nonce=nonce, declared=sites[site].validation
+            ),
+            lambda site, why: observer.note(f"{site} did not measure the held-out loss: {why.sentence}"),
+        )
+    ]
+    return mean_over_sites((reply.loss, reply.images) for reply in replies), sum(reply.seconds for reply in replies)
+
+
+def score_at_sites(
+    questions: Questions,
+    asked: ScoreRequest,
+    nodes: Mapping[int, str],
+    sites: Mapping[str, SiteState],
+    beside: Enclosure,
+    observer: Observer,
+) -> float | None:
+    """Balanced accuracy, the sites' weighted by their images; None where no site could tell it.
+
+    Sites may have different classes: the mean is one of what each site can tell apart. The arguments are those of
+    `heldout_at_sites`.
+    """
+    replies = questions.valid(
+        "score",
+        asked,
+        nodes,
+        beside,
+        lambda message, site, nonce: check_score(
+            message, site=site, asked=asked, nonce=nonce, declared=sites[site].validation
+        ),
+        lambda site, why: observer.note(f"{site} did not score the backbone: {why.sentence}"),
+    )
+    return mean_over_sites((reply.score, reply.images) for _, reply in replies)

@@ -1,22 +1,30 @@
-"""One question about a round to many sites: signed for each, with one array beside it, and the answers as they come."""
+"""One question to many sites: signed for each, with one array beside it, and the answers as they come."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from federation_configs.records import Enclosure, nonce_of
-from federation_configs.wire import RoundRequest
+from federation_configs.wire import RoundRequest, WeightedRequest
 from server.exchange import ask
+from server.replies import NO_ANSWER, Refused
 from server.request_signing import RequestSigner, pack_for_sites
 
 if TYPE_CHECKING:
     from flwr.app import Message
     from flwr.serverapp import Grid
 
-_TYPES = {"teach": "query.teach", "train": "train", "evaluate": "evaluate", "score": "query.score"}
+_TYPES = {
+    "teach": "query.teach",
+    "train": "train",
+    "evaluate": "evaluate",
+    "score": "query.score",
+    "analyse": "query.analyse",
+}
+Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True)
@@ -52,16 +60,41 @@ class Questions:
     deadline_s: float
     clock: Callable[[], float] = time.monotonic
 
-    def ask(self, kind: str, asked: RoundRequest, nodes: Mapping[int, str], beside: Enclosure) -> Iterator[Answer]:
+    def ask(self, kind: str, asked: WeightedRequest, nodes: Mapping[int, str], beside: Enclosure) -> Iterator[Answer]:
         """Ask the ``nodes``, which are given with their sites' names, and give every node's answer or its silence."""
         contents = pack_for_sites(self.signer, kind, asked, nodes, beside, valid_s=self.deadline_s)
         answers = ask(
             self.grid,
             contents,
             _TYPES[kind],
-            group=str(asked.round),
+            group=str(asked.round) if isinstance(asked, RoundRequest) else kind,
             deadline_s=self.deadline_s,
             clock=self.clock,
         )
         for node, message in answers:
             yield Answer(node, nodes[node], message, nonce_of(contents[node]))
+
+    def valid(
+        self,
+        kind: str,
+        asked: WeightedRequest,
+        nodes: Mapping[int, str],
+        beside: Enclosure,
+        check: Callable[[Message, str, str | None], Reply | Refused],
+        refused: Callable[[str, Refused], None],
+    ) -> Iterator[tuple[str, Reply]]:
+        """Ask, and give the site and reply of each answer that holds.
+
+        Args:
+            kind, asked, nodes, beside: see `ask`.
+            check: opens a message of a site, which must repeat a nonce.
+            refused: called with a site without a valid reply, and why.
+        """
+        for answer in self.ask(kind, asked, nodes, beside):
+            reply: Reply | Refused = NO_ANSWER
+            if answer.message is not None:
+                reply = check(answer.message, answer.site, answer.nonce)
+            if isinstance(reply, Refused):
+                refused(answer.site, reply)
+            else:
+                yield answer.site, reply

@@ -31,7 +31,7 @@ from server.aggregation import Aggregation, UpdateRefused, build_aggregation
 from server.checkpoint_manifest import CountedSite
 from server.checkpoints import CheckpointStore
 from server.global_model import StageModel, start_of_stage
-from server.heldout import heldout_at_sites
+from server.heldout import heldout_at_sites, score_at_sites
 from server.metrics_log import MetricsLog
 from server.observer import Observer, Silent
 from server.questions import Questions
@@ -46,7 +46,6 @@ from server.request_signing import RequestSigner
 from server.roster import Owners, Roster
 from server.round_lines import round_lines
 from server.run_state import RunState, SiteState, StageState, mean_over_sites
-from server.scoring import score_at_sites
 from server.site_privacy import SitePrivacy
 from server.teachers import Teachers
 
@@ -257,7 +256,7 @@ class RoundLoop:
         )  # None where patients are protected
         for name, reply in counted.items():
             state.sites[name].epsilon = reply.epsilon
-        heldout = self._heldout(state, asked, vector)
+        heldout = self._heldout(state, model, vector)
         stage, options = state.stages[state.stage], self.config.curriculum.stage[state.stage]
         if loss is not None:
             stage.losses.append(loss)
@@ -329,15 +328,14 @@ class RoundLoop:
             return Refused(_REFUSED[error.code], f"the reply was refused: {error}")
         return reply
 
-    def _heldout(self, state: RunState, trained: TrainRequest, vector: NDArray[np.float32]) -> float | None:
+    def _heldout(self, state: RunState, model: StageModel, vector: NDArray[np.float32]) -> float | None:
         """The held-out pretext loss of the new global weights: where it decides, and at the end of every stage."""
         options = self.config.curriculum.stage[state.stage]
         if self.config.privacy is not None:  # sites do not tell it
             return None
         if options.stop == "rounds" and state.round_in_stage + 1 < options.rounds:
             return None
-        only_training = TrainRequest.model_fields.keys() - EvaluateRequest.model_fields.keys()
-        asked = EvaluateRequest(**trained.model_dump(exclude={*only_training, "config"}), config=trained.config)
+        asked = EvaluateRequest(**self._question(state, model))
         loss, seconds = heldout_at_sites(
             self._questions, asked, self._with_heldout(state), state.sites, self._beside(vector), self.observer
         )

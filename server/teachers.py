@@ -13,10 +13,10 @@ from aiseeme_models.errors import InputError, RunFailed
 from federation_configs.records import Enclosure
 from federation_configs.schema import FederationConfig
 from federation_configs.transfer import outgoing, seen, sha256_of
-from federation_configs.wire import TeachReply, TeachRequest
+from federation_configs.wire import TeachRequest
 from server.observer import Observer
 from server.questions import Questions
-from server.replies import NO_ANSWER, Refused, check_teaching
+from server.replies import check_teaching
 from server.weights_file import tensors_in
 
 _TENSOR = "backbone"
@@ -88,14 +88,15 @@ class Teachers:
         if self._vector is None or not pupils:
             return
         beside = Enclosure(outgoing(self._vector, self._config.federation.transfer))
-        for answer in questions.ask("teach", asked, pupils, beside):
-            reply: TeachReply | Refused = NO_ANSWER
-            if answer.message is not None:
-                reply = check_teaching(answer.message, site=answer.site, asked=asked, nonce=answer.nonce)
-            if isinstance(reply, Refused):
-                observer.note(f"{answer.site} did not take the stage's teacher: {reply.sentence}")
-            else:
-                self.holders.add(answer.site)
+        taught = questions.valid(
+            "teach",
+            asked,
+            pupils,
+            beside,
+            lambda message, site, nonce: check_teaching(message, site=site, asked=asked, nonce=nonce),
+            lambda site, why: observer.note(f"{site} did not take the stage's teacher: {why.sentence}"),
+        )
+        self.holders.update(site for site, _ in taught)
 
     def _path(self, stage: int) -> Path:
         return self._folder / f"stage-{stage:03d}.safetensors"

@@ -11,12 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from aiseeme_models.backbones import Backbone, Norm
-from aiseeme_models.errors import InputError
-from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
-from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
+from aiseeme_models.pretext.base import Recipe, options_of, pretext_tasks
 from aiseeme_models.pretext.correlation import squared_norm_of_product
 from aiseeme_models.pretext.heads import mlp
+from aiseeme_models.pretext.two_views import TwoViewsOfABatch
 
 
 class BarlowTwinsOptions(Options):
@@ -47,13 +46,14 @@ def barlow_twins_loss(first: Tensor, second: Tensor, redundancy: float) -> Tenso
 
 
 @pretext_tasks.register("barlow-twins")
-class BarlowTwins(PretextTask):
+class BarlowTwins(TwoViewsOfABatch):
     """Two views, a projector of three layers, the cross-correlation of its features over the batch."""
 
     family = "non-contrastive"
     paper = "Zbontar et al. 2021, arXiv 2103.03230"
     recipe = Recipe("lars", 0.2, 256, 1.5e-6)
     options_type = BarlowTwinsOptions
+    compares = "barlow-twins correlates features over a batch"
 
     options: BarlowTwinsOptions
 
@@ -65,29 +65,9 @@ class BarlowTwins(PretextTask):
         task.options = options
         return task
 
-    @classmethod
-    def decomposes_per_image(cls, norm: Norm) -> bool:
-        """False: a correlation is one of a batch."""
-        return False
-
-    @classmethod
-    def check(cls, options: Options, *, norm: Norm, batch_size: int, image_size: int, channels: int) -> None:
-        """See `PretextTask.check`."""
-        if batch_size < 2:
-            raise InputError("barlow-twins correlates features over a batch: batch_size must be at least 2")
-
-    @property
-    def minimum_batch(self) -> int:
-        """Features of one image have no variance."""
-        return 2
-
-    def views(self, images: Tensor, augmentation: BatchAugmentation, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Two independent views, each ``(B, C, H, W)``."""
-        return augmentation(images, generator), augmentation(images, generator)
-
     def loss(self, views: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Redundancy reduction of the projections."""
-        first, second = self.head(self.backbone(torch.cat(views))).chunk(2)  # (B, P) each
+        first, second = self.projections(views)
         return barlow_twins_loss(first, second, self.options.redundancy)
 
     def chance_loss(self, batch_size: int) -> float:

@@ -13,11 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 from aiseeme_models.backbones import Backbone, Norm
-from aiseeme_models.errors import InputError
-from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
-from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
+from aiseeme_models.pretext.base import Recipe, options_of, pretext_tasks
 from aiseeme_models.pretext.heads import mlp
+from aiseeme_models.pretext.two_views import TwoViewsOfABatch
 
 
 class SimCLROptions(Options):
@@ -47,13 +46,14 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
 
 
 @pretext_tasks.register("simclr")
-class SimCLR(PretextTask):
+class SimCLR(TwoViewsOfABatch):
     """Two views, an MLP projector, NT-Xent over the batch."""
 
     family = "instance"
     paper = "Chen et al. 2020, arXiv 2002.05709"
     recipe = Recipe("lars", 0.3, 256, 1e-6)
     options_type = SimCLROptions
+    compares = "simclr compares the images of a batch"
 
     options: SimCLROptions
 
@@ -66,29 +66,9 @@ class SimCLR(PretextTask):
         task.options = options
         return task
 
-    @classmethod
-    def decomposes_per_image(cls, norm: Norm) -> bool:
-        """False: every image is a negative of all others."""
-        return False
-
-    @classmethod
-    def check(cls, options: Options, *, norm: Norm, batch_size: int, image_size: int, channels: int) -> None:
-        """See `PretextTask.check`."""
-        if batch_size < 2:
-            raise InputError("simclr compares the images of a batch: batch_size must be at least 2")
-
-    @property
-    def minimum_batch(self) -> int:
-        """One image alone has no negatives."""
-        return 2
-
-    def views(self, images: Tensor, augmentation: BatchAugmentation, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Two independent views, each ``(B, C, H, W)``."""
-        return augmentation(images, generator), augmentation(images, generator)
-
     def loss(self, views: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """NT-Xent of the projections."""
-        first, second = self.head(self.backbone(torch.cat(views))).chunk(2)  # (B, P) each
+        first, second = self.projections(views)
         return nt_xent(first, second, self.options.temperature)
 
     def chance_loss(self, batch_size: int) -> float:

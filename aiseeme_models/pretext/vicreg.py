@@ -12,12 +12,11 @@ from pydantic import Field
 from torch import Tensor
 
 from aiseeme_models.backbones import Backbone, Norm
-from aiseeme_models.errors import InputError
-from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
-from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
+from aiseeme_models.pretext.base import Recipe, options_of, pretext_tasks
 from aiseeme_models.pretext.correlation import squared_norm_of_product
 from aiseeme_models.pretext.heads import mlp
+from aiseeme_models.pretext.two_views import TwoViewsOfABatch
 
 _EPSILON = 1e-4  # section 4.1
 
@@ -58,13 +57,14 @@ def vicreg_loss(first: Tensor, second: Tensor, invariance: float, variance: floa
 
 
 @pretext_tasks.register("vicreg")
-class VICReg(PretextTask):
+class VICReg(TwoViewsOfABatch):
     """Two views, an expander of three layers, three terms on its features."""
 
     family = "non-contrastive"
     paper = "Bardes et al. 2022, arXiv 2105.04906"
     recipe = Recipe("lars", 0.2, 256, 1e-6)
     options_type = VICRegOptions
+    compares = "vicreg measures variances over a batch"
 
     options: VICRegOptions
 
@@ -76,30 +76,10 @@ class VICReg(PretextTask):
         task.options = options
         return task
 
-    @classmethod
-    def decomposes_per_image(cls, norm: Norm) -> bool:
-        """False: variances and covariances are those of a batch."""
-        return False
-
-    @classmethod
-    def check(cls, options: Options, *, norm: Norm, batch_size: int, image_size: int, channels: int) -> None:
-        """See `PretextTask.check`."""
-        if batch_size < 2:
-            raise InputError("vicreg measures variances over a batch: batch_size must be at least 2")
-
-    @property
-    def minimum_batch(self) -> int:
-        """Features of one image have no variance."""
-        return 2
-
-    def views(self, images: Tensor, augmentation: BatchAugmentation, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Two independent views, each ``(B, C, H, W)``."""
-        return augmentation(images, generator), augmentation(images, generator)
-
     def loss(self, views: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """The three terms of the projections."""
         options = self.options
-        first, second = self.head(self.backbone(torch.cat(views))).chunk(2)  # (B, P) each
+        first, second = self.projections(views)
         return vicreg_loss(first, second, options.invariance, options.variance, options.covariance)
 
     def chance_loss(self, batch_size: int) -> None:

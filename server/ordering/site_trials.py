@@ -12,10 +12,10 @@ from federation_configs.transfer import outgoing
 from federation_configs.wire import ScoreRequest
 from server.comparison import Comparison, NamedBackbone
 from server.global_model import flat_backbone, start_of_stage
+from server.heldout import score_at_sites
 from server.questions import Questions
 from server.roster import Roster
 from server.run_state import RunState, SiteState
-from server.scoring import score_at_sites
 from server.simulation import local_grid
 from server.study.bench import Bench
 from server.study.dealing import Training
