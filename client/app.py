@@ -8,25 +8,22 @@ from typing import TYPE_CHECKING, TypeVar
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import comparing, rounds, scoring
+from client import comparing, measuring, rounds, scoring
 from client.refusals import code_of, error_reply, note
 from client.site import Site
 from federation_configs.records import nonce_of, pack, signature_of, unpack_body, unpack_weights
 from federation_configs.wire import (
-    AnalyseReply,
     AnalyseRequest,
-    DescribeReply,
     DescribeRequest,
-    EvaluateReply,
     EvaluateRequest,
+    FitRequest,
+    RangeRequest,
+    Reply,
     Request,
     RoundRequest,
-    ScoreReply,
     ScoreRequest,
     SiteError,
-    TeachReply,
     TeachRequest,
-    TrainReply,
     TrainRequest,
     WeightedRequest,
 )
@@ -38,7 +35,7 @@ if TYPE_CHECKING:
     from client.gate import Visit
     from federation_configs.records import Floats
 
-    Answer = tuple[DescribeReply | TeachReply | TrainReply | EvaluateReply | AnalyseReply | ScoreReply, Floats | None]
+    Answer = tuple[Reply, Floats | None]
 
 Asked = TypeVar("Asked", bound=Request)
 
@@ -69,6 +66,12 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
 
     def score(site: Site, request: ScoreRequest, content: RecordDict) -> Answer:
         return scoring.score(site, request, weights_in(site, request, content)), None
+
+    def find_rate(site: Site, request: RangeRequest, content: RecordDict) -> Answer:
+        return measuring.find_rate(site, request, weights_in(site, request, content)), None
+
+    def find_batch(site: Site, request: FitRequest, content: RecordDict) -> Answer:
+        return measuring.find_batch(site, request, weights_in(site, request, content)), None
 
     def analyse(site: Site, request: AnalyseRequest, content: RecordDict) -> Answer:
         size = comparing.expected_size(request)
@@ -109,6 +112,8 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     app.train()(guarded("train", TrainRequest, train))
     app.evaluate()(guarded("evaluate", EvaluateRequest, evaluate))
     app.query("score")(guarded("score", ScoreRequest, score))
+    app.query("range")(guarded("range", RangeRequest, find_rate))
+    app.query("fit")(guarded("fit", FitRequest, find_batch))
     app.query("analyse")(guarded("analyse", AnalyseRequest, analyse))
     return app
 

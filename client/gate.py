@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiseeme_models.analysis.comparison import whole_batches
 from client.ledger import Ledger
-from client.policy import check_comparison, check_hours, check_images, check_stamp, check_validation, decide
+from client.policy import check_comparison, check_hours, check_images, check_stamp, check_validation, decide, passes
 from client.refusals import Refusal
 from client.schedule import ScheduleOptions
 from client.site_config import BudgetOptions, PolicyOptions
@@ -22,12 +22,13 @@ from federation_configs.wire import (
     AnalyseRequest,
     DescribeReply,
     DescribeRequest,
-    EvaluateReply,
+    FitRequest,
+    RangeRequest,
+    Reply,
     Request,
+    RoundReply,
     RoundRequest,
-    ScoreReply,
     SiteError,
-    TeachReply,
     TeachRequest,
     TrainReply,
     TrainRequest,
@@ -80,16 +81,23 @@ class Gate:
         keys = config.policy.coordinators or (signing_key,)
         return cls(site, federation, keys, config.policy, config.schedule, ledger, config.privacy)
 
-    def decide(self, request: Request, now: float) -> None:
+    def decide(self, request: Request, now: float, images: int | None = None) -> None:
         """Refuse what the policy does not allow (see `client.policy.decide`), at ``now`` seconds since 1970."""
         since = datetime.fromtimestamp(now, UTC) - _DAY
         epochs, comparisons = self.ledger.epochs_since(since), self.ledger.comparisons_since(since)
         # What is not private would cost more than any budget, unless the site makes all that leaves private itself.
         needs = (self.policy.require_dp or self.budget.epsilon is not None) and self.budget.local_noise is None
-        decide(self.policy, request, epochs_today=epochs, comparisons_today=comparisons, needs_privacy=needs)
+        decide(
+            self.policy,
+            request,
+            epochs_today=epochs,
+            comparisons_today=comparisons,
+            needs_privacy=needs,
+            images=images,
+        )
 
     def visit(self, kind: str) -> Visit:
-        """Begin with a message that asks to ``kind``: describe, teach, train, evaluate, score or analyse."""
+        """Begin with a message of a ``kind``: describe, teach, train, evaluate, score, range, fit or analyse."""
         return Visit(self, kind)
 
     def signer(self, kind: str, signature: str | None, digest: bytes) -> str | None:
@@ -159,8 +167,10 @@ class Visit:
             fields["images"] = len(site.rows)
         elif isinstance(request, TeachRequest):
             fields["images"] = 0
-        elif isinstance(request, TrainRequest):
-            fields["epochs"] = request.config.curriculum.stage[request.stage].local_epochs
+        elif isinstance(request, TrainRequest | RangeRequest):
+            fields["epochs"] = passes(request, training)
+        elif isinstance(request, FitRequest):
+            pass  # a few steps, of which nothing is kept
         else:
             fields["images"] = len(site.rows_of("validation", holdout))
             check_validation(fields["images"])
@@ -168,16 +178,14 @@ class Visit:
             check_comparison(fields["images"])
             fields["images"] = whole_batches(fields["images"], request.images)
         with self._gate.ledger.locked():
-            if isinstance(request, TrainRequest | AnalyseRequest):  # again, as others may have begun meanwhile
-                self._gate.decide(request, self._gate.clock())
+            if isinstance(
+                request, TrainRequest | RangeRequest | AnalyseRequest
+            ):  # again, as others may have begun meanwhile
+                self._gate.decide(request, self._gate.clock(), training)
             self._enter("started", **fields)
         self._begun = True
 
-    def answered(
-        self,
-        reply: DescribeReply | TeachReply | TrainReply | EvaluateReply | AnalyseReply | ScoreReply,
-        content: RecordDict,
-    ) -> None:
+    def answered(self, reply: Reply, content: RecordDict) -> None:
         """Enter what is about to leave.
 
         Args:
@@ -196,7 +204,8 @@ class Visit:
             counts = reply.model_dump(mode="json", include={"train", "validation", "test", "rejected"})
             fields = {"images": reply.train + reply.validation, "counts": counts}
         else:
-            fields = {"images": reply.images, "steps": reply.steps if isinstance(reply, TrainReply) else 0}
+            images = reply.images if isinstance(reply, RoundReply | AnalyseReply) else 0
+            fields = {"images": images, "steps": reply.steps if isinstance(reply, TrainReply) else 0}
         seconds = round(time.monotonic() - self._since, 3)
         spent = reply.epsilon if isinstance(reply, TrainReply) else None
         self._enter("answered", **fields, seconds=seconds, bytes=length, sha256=digest, privacy=spent)
@@ -214,6 +223,8 @@ class Visit:
         place: dict[str, Any] = {"round": None, "stage": None, "task": ", ".join(stage.title for stage in stages)}
         if isinstance(request, RoundRequest):
             task = stages[request.stage].title if request.stage < len(stages) else None
+            if task is not None and request.trial is not None:
+                task = f"{task}, trial {request.trial}"
             place = {"round": request.round, "stage": request.stage, "task": task}
         return {
             "what": self._kind,

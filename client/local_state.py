@@ -28,11 +28,13 @@ class LocalState:
         run: the run's id.
         stage: index of the stage.
         kept: how many rounds are kept, so that the coordinator can go back to an older checkpoint.
+        trial: number of a setting that is tried; its state is apart, and forgotten when the stage itself is trained.
     """
 
-    def __init__(self, state_folder: Path, run: str, stage: int, kept: int) -> None:
+    def __init__(self, state_folder: Path, run: str, stage: int, kept: int, trial: int | None = None) -> None:
         self.run_folder = state_folder / "runs" / run
-        self.folder = self.run_folder / f"stage-{stage:03d}"
+        self.of_stage = self.run_folder / f"stage-{stage:03d}"
+        self.folder = self.of_stage if trial is None else self.of_stage / f"trial-{trial:03d}"
         self._kept = kept
 
     def load_before(self, round_number: int) -> dict[str, Tensor] | None:
@@ -58,13 +60,16 @@ class LocalState:
                 save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
             except SafetensorError as error:
                 raise as_system_error(error) from error
+        if self.folder == self.of_stage:
+            for trial in self.of_stage.glob("trial-*"):
+                shutil.rmtree(trial, ignore_errors=True)
         # A later round's state belongs to a history that is being replayed: it would never be read, and never pruned.
         rounds = [number for number in self._rounds() if number <= round_number]
         for number in set(self._rounds()) - set(sorted(rounds)[-self._kept :]):
             self._path(number).unlink()
         if len(rounds) >= self._kept:  # nobody goes back to an earlier stage any more
             for stage in self.run_folder.glob("stage-*"):
-                if stage.name < self.folder.name:
+                if stage.name < self.of_stage.name:
                     shutil.rmtree(stage, ignore_errors=True)
 
     def _rounds(self) -> list[int]:

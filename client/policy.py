@@ -13,6 +13,7 @@ from federation_configs.wire import (
     LARGEST_COMPARISON,
     LONGEST_VALIDITY_S,
     AnalyseRequest,
+    RangeRequest,
     Request,
     RoundRequest,
     SiteError,
@@ -66,6 +67,7 @@ def decide(
     epochs_today: float,
     comparisons_today: int = 0,
     needs_privacy: bool | None = None,
+    images: int | None = None,
 ) -> None:
     """Refuse a request that the site's policy does not allow.
 
@@ -78,6 +80,7 @@ def decide(
         epochs_today: passes over the site's images in the 24 hours before, in all runs.
         comparisons_today: comparisons of models in the 24 hours before.
         needs_privacy: whether only what is trained with differential privacy is let in; default: as the policy says.
+        images: the site's training images, where they are counted already.
 
     Raises:
         Refusal: with the code of the first rule that the request breaks.
@@ -102,12 +105,19 @@ def decide(
         raise Refusal(SiteError.TOO_MANY_ROUNDS)
     if needs_privacy and config.privacy is None:
         raise Refusal(SiteError.PRIVACY_REQUIRED)
-    if isinstance(request, TrainRequest):
-        epochs = epochs_today + stages[request.stage].local_epochs
-        if _exceeds(epochs, policy.max_epochs_per_day):
-            raise Refusal(SiteError.TOO_MANY_EPOCHS)
+    epochs = passes(request, images) if isinstance(request, TrainRequest | RangeRequest) else 0
+    if epochs and _exceeds(epochs_today + epochs, policy.max_epochs_per_day):
+        raise Refusal(SiteError.TOO_MANY_EPOCHS)
     if isinstance(request, AnalyseRequest) and _exceeds(comparisons_today + 1, policy.max_comparisons_per_day):
         raise Refusal(SiteError.TOO_MANY_COMPARISONS)
+
+
+def passes(request: TrainRequest | RangeRequest, images: int | None) -> int:
+    """Passes over the site's ``images`` that a request takes; None: they are not counted yet, so at least one."""
+    stage = request.config.curriculum.stage[request.stage]
+    if isinstance(request, TrainRequest):
+        return stage.local_epochs
+    return 1 if images is None else -(-request.steps // max(1, images // stage.batch_size))
 
 
 def check_images(policy: PolicyOptions, training_images: int) -> None:

@@ -7,6 +7,7 @@ import errno
 
 from flwr.app import Error, Message
 
+from aiseeme_models.errors import is_out_of_memory
 from client.charges import BudgetBroken
 from client.ledger_chain import LedgerBroken
 from client.site import Site
@@ -32,7 +33,7 @@ def code_of(error: BaseException) -> SiteError:
         return SiteError.LEDGER_BROKEN
     if isinstance(error, BudgetBroken):
         return SiteError.BUDGET_BROKEN
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return SiteError.OUT_OF_MEMORY
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SiteError.DISK_FULL

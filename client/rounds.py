@@ -36,6 +36,8 @@ from federation_configs.wire import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
@@ -98,7 +100,7 @@ def expected_size(site: Site, request: RoundRequest) -> int:
 def teach(site: Site, request: TeachRequest, backbone: NDArray[np.float32]) -> TeachReply:
     """Keep the ``backbone`` ``(layout.backbone_size,)`` that the stage will distil from. No image is looked at."""
     started = time.perf_counter()
-    keep_teacher(_state(site, request), backbone)
+    keep_teacher(_state(site, request).of_stage, backbone)
     return TeachReply(
         site=site.name,
         round=request.round,
@@ -120,9 +122,11 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
     config, stage = request.config, request.config.curriculum.stage[request.stage]
     bench = _bench(site, request)
     protection = Protection(site, config)
+    if request.trial is not None and protection.is_any:  # the budget counts a run's rounds, of which a trial is none
+        raise Refusal(SiteError.WITHHELD)
     state = _state(site, request)
     # Before the charge: a round that fails for want of its teacher costs no privacy.
-    distilled_from = _teacher(request, state, weights[: bench.layout.backbone_size])
+    distilled_from = _teacher(request, state.of_stage, weights[: bench.layout.backbone_size])
     spent = protection.charge(request)  # before an image is looked at
     images = site.images(config.images, "train", config.holdout)
     if len(images) == 0:
@@ -294,13 +298,15 @@ def _bench(site: Site, request: RoundRequest) -> Workbench:
     stages = request.config.curriculum.stage
     if request.stage >= len(stages) or request.round_in_stage >= stages[request.stage].rounds:
         raise Refusal(SiteError.BAD_REQUEST)
+    if stages[request.stage].tune is not None:  # the coordinator has found what it asks for, or it is trying it
+        raise Refusal(SiteError.BAD_REQUEST)
     bench = workbench(request.config, request.stage, site.device)
     if bench.layout.digest != request.layout_sha256:
         raise Refusal(SiteError.VERSION_MISMATCH)
     return bench
 
 
-def _teacher(request: TrainRequest, state: LocalState, received: NDArray[np.float32]) -> NDArray[np.float32] | None:
+def _teacher(request: TrainRequest, folder: Path, received: NDArray[np.float32]) -> NDArray[np.float32] | None:
     """The backbone that a round distils from, as the backbone's part of a flat vector; None where it does not.
 
     Raises:
@@ -311,13 +317,13 @@ def _teacher(request: TrainRequest, state: LocalState, received: NDArray[np.floa
         raise Refusal(SiteError.BAD_REQUEST)
     if options is None:
         return None
-    return received if request.teacher is None else kept_teacher(state, request.teacher)
+    return received if request.teacher is None else kept_teacher(folder, request.teacher)
 
 
 def _state(site: Site, request: RoundRequest) -> LocalState:
     # One more than the coordinator keeps: it may fall back to its oldest checkpoint while the next round is played.
     kept = request.config.federation.keep_checkpoints + 1
-    return LocalState(site.state_folder, request.run, request.stage, kept)
+    return LocalState(site.state_folder, request.run, request.stage, kept, trial=request.trial)
 
 
 def _same_protocol(request: Request) -> None:

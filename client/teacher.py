@@ -18,14 +18,13 @@ if TYPE_CHECKING:
 
     from aiseeme_models.backbones import Backbone
     from aiseeme_models.distillation import DistillOptions, Teaching
-    from client.local_state import LocalState
     from client.workbench import Workbench
 
 _FILE, _TENSOR = "teacher.safetensors", "backbone"
 
 
-def keep_teacher(state: LocalState, backbone: NDArray[np.float32]) -> None:
-    """Keep a stage's teacher, the backbone's part of a flat vector, beside the stage's state.
+def keep_teacher(folder: Path, backbone: NDArray[np.float32]) -> None:
+    """Keep a stage's teacher, the backbone's part of a flat vector, in the stage's folder.
 
     Raises:
         OSError: as the system reports it, for instance when the disk is full.
@@ -33,16 +32,16 @@ def keep_teacher(state: LocalState, backbone: NDArray[np.float32]) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    state.folder.mkdir(parents=True, exist_ok=True)
-    with replacing(_path(state)) as temporary:
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / _FILE) as temporary:
         try:
             save_file({_TENSOR: backbone}, temporary)
         except SafetensorError as error:
             raise as_system_error(error) from error
 
 
-def kept_teacher(state: LocalState, sha256: str) -> NDArray[np.float32]:
-    """The teacher with this hash.
+def kept_teacher(folder: Path, sha256: str) -> NDArray[np.float32]:
+    """The teacher with this hash in the stage's folder.
 
     Raises:
         Refusal: TEACHER_MISSING: the site never got it, or the file is another one's or damaged.
@@ -51,7 +50,7 @@ def kept_teacher(state: LocalState, sha256: str) -> NDArray[np.float32]:
     from safetensors.numpy import load_file
 
     try:
-        vector: NDArray[np.float32] = load_file(_path(state))[_TENSOR]
+        vector: NDArray[np.float32] = load_file(folder / _FILE)[_TENSOR]
     except (FileNotFoundError, SafetensorError, KeyError):
         raise Refusal(SiteError.TEACHER_MISSING) from None
     if sha256_of(vector) != sha256:
@@ -82,7 +81,3 @@ def teaching(
         return own
 
     return Teaching(options, backbone(teacher), None if previous is None else backbone(previous))
-
-
-def _path(state: LocalState) -> Path:
-    return state.folder / _FILE

@@ -146,13 +146,16 @@ class FederationConfig(Options):
             try:
                 if stage.distill is not None:
                     _check_distilled(stage.distill, index, self.model.norm)
-                pretext_tasks[stage.task].check(
-                    stage.options,
-                    norm=self.model.norm,
-                    batch_size=stage.batch_size,
-                    image_size=self.images.size,
-                    channels=channels,
-                )
+                for batch_size in stage.batch_sizes:
+                    pretext_tasks[stage.task].check(
+                        stage.options,
+                        norm=self.model.norm,
+                        batch_size=batch_size,
+                        image_size=self.images.size,
+                        channels=channels,
+                    )
+                if stage.tune is not None:
+                    _check_tuned(stage, self)
                 if self.privacy is not None:
                     _check_private(stage, self.model.norm)
             except InputError as error:
@@ -177,6 +180,27 @@ def _check_distilled(distill: DistillOptions, stage: int, norm: Norm) -> None:
         raise InputError(
             "distill needs a teacher whose statistics are known: model.norm = 'batch-local' keeps them at the sites;"
             " use 'batch', 'group' or 'group-ws'"
+        )
+
+
+def _check_tuned(stage: Stage, config: FederationConfig) -> None:
+    """Refuse a search whose settings could not be judged, or that would cost what nobody accounts for.
+
+    Raises:
+        InputError: with the reason, and what would do.
+    """
+    for name, table in (("privacy", config.privacy), ("site_privacy", config.site_privacy)):
+        if table is not None:
+            raise InputError(
+                f"lr = 'auto' tries settings on patients, which [{name}] does not account for: find a rate on other"
+                " images (phantoms, public ones) and give lr that number"
+            )
+    if config.holdout.validation == 0:
+        raise InputError("lr = 'auto' judges by held-out images: holdout.validation is 0")
+    hard = [name for name in stage.tasks if not pretext_tasks[name].comparable_rounds]
+    if stage.judged_by == "heldout" and hard:
+        raise InputError(
+            f"tune.score = 'heldout' goes by a loss that does not tell if {hard[0]} was learnt better: use 'probe'"
         )
 
 

@@ -16,7 +16,7 @@ from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.options import Options
 from federation_configs.schema import NAME, FederationConfig, ModelOptions
 
-PROTOCOL = 6
+PROTOCOL = 7
 RUN_ID = r"^[a-z0-9][a-z0-9-]{0,95}$"
 SHA256 = r"^[0-9a-f]{64}$"
 VERSION = r"^[0-9A-Za-z.+-]{1,40}$"
@@ -37,6 +37,8 @@ Loss = Annotated[float, Field(ge=0, le=LARGEST_LOSS)]
 SMALLEST_COMPARISON = BATCH
 LARGEST_COMPARISON = 4096
 MOST_BLOCKS = 64
+MOST_TRIALS = 1024
+Rate = Annotated[float, Field(gt=0, le=1e4)]
 Likeness = Annotated[float, Field(ge=-1, le=1)]
 Rank = Annotated[float, Field(ge=1, le=LARGEST_COMPARISON)]
 
@@ -150,6 +152,11 @@ def told_score(score: float) -> float:
     return round(min(max(score, 0.0), 1.0), 3)
 
 
+def told_rate(rate: float) -> float:
+    """A learning rate as it may leave a site: two significant digits."""
+    return float(f"{rate:.2g}")
+
+
 def told_rank(rank: float) -> float:
     """An effective rank as it may leave a site: one decimal."""
     return round(max(rank, 1.0), 1)
@@ -236,8 +243,14 @@ class WeightedRequest(Request):
 
 
 class RoundRequest(WeightedRequest):
-    """What a round asks; the current global weights travel beside it."""
+    """What a round asks; the current global weights travel beside it.
 
+    Attributes:
+        trial: number of the setting that is tried, where a stage's rate is looked for: what the site keeps between
+            rounds is kept apart for each, and none of it is in the stage; None: this is the stage itself.
+    """
+
+    trial: int | None = Field(default=None, ge=0, lt=MOST_TRIALS)
     round: int = Field(ge=1)
     stage: int = Field(ge=0)
     round_in_stage: int = Field(ge=0)
@@ -271,6 +284,28 @@ class TrainRequest(RoundRequest):
     proximal_mu: float = Field(default=0.0, ge=0)
     ema_tau: float | None = Field(default=None, ge=0, le=1)
     teacher: str | None = Field(default=None, pattern=SHA256)
+
+
+class RangeRequest(RoundRequest):
+    """Make a range test of the learning rate from the global weights, see `aiseeme_models.training.range_test`.
+
+    Attributes:
+        rates: smallest and largest rate.
+        steps: optimiser steps.
+    """
+
+    rates: tuple[Rate, Rate] = Field(strict=False)
+    steps: int = Field(ge=20, le=10_000)
+
+
+class FitRequest(RoundRequest):
+    """Tell the largest of some batch sizes that fits in the memory of the site's device.
+
+    Attributes:
+        sizes: the batch sizes.
+    """
+
+    sizes: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(strict=False, min_length=1, max_length=16)
 
 
 class EvaluateRequest(RoundRequest):
@@ -341,6 +376,18 @@ class EvaluateReply(RoundReply):
     """The held-out pretext loss on ``images`` validation images, as `told_loss` rounds it."""
 
     loss: Loss
+
+
+class RangeReply(RoundReply):
+    """The rate that a range test on the site's training images suggests, as `told_rate` rounds it; None: none did."""
+
+    rate: Rate | None
+
+
+class FitReply(RoundReply):
+    """The largest batch size that fits; 0: none of those that were asked about."""
+
+    largest: Annotated[int, Field(ge=0, le=65536)]
 
 
 class BlockFigures(Options):

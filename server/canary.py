@@ -37,6 +37,7 @@ def rehearsal_config(config: FederationConfig) -> FederationConfig:
     data = config.model_dump(mode="json")
     for stage in data["curriculum"]["stage"]:
         stage.update(rounds=1, stop="rounds", max_steps=min(_STEPS, stage.get("max_steps") or _STEPS))
+        stage.update(tune=None)  # the largest batch that may be found, at the optimiser's own rate
     data["name"] = f"canary-{config.name}"[:48].rstrip("-")
     data["federation"] |= {
         "min_sites": 1,

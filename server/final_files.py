@@ -160,6 +160,7 @@ def _stage(task: str, rounds: int, record: StageState) -> StageResult:
         heldout_loss=record.heldout[-1] if record.heldout else None,
         chance_loss=record.chance_loss,
         near_chance=near,
+        found=record.found,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,7 +14,7 @@ from server.replies import NO_ANSWER, Refused
 from server.request_signing import RequestSigner, pack_for_sites
 
 if TYPE_CHECKING:
-    from flwr.app import Message
+    from flwr.app import Message, RecordDict
     from flwr.serverapp import Grid
 
 _TYPES = {
@@ -22,6 +22,8 @@ _TYPES = {
     "train": "train",
     "evaluate": "evaluate",
     "score": "query.score",
+    "range": "query.range",
+    "fit": "query.fit",
     "analyse": "query.analyse",
 }
 Reply = TypeVar("Reply")
@@ -62,17 +64,28 @@ class Questions:
 
     def ask(self, kind: str, asked: WeightedRequest, nodes: Mapping[int, str], beside: Enclosure) -> Iterator[Answer]:
         """Ask the ``nodes``, which are given with their sites' names, and give every node's answer or its silence."""
-        contents = pack_for_sites(self.signer, kind, asked, nodes, beside, valid_s=self.deadline_s)
+        return self.ask_each(kind, [(asked, nodes, beside)])
+
+    def ask_each(
+        self, kind: str, questions: Sequence[tuple[WeightedRequest, Mapping[int, str], Enclosure]]
+    ) -> Iterator[Answer]:
+        """Ask different things at the same time, no node more than one."""
+        contents: dict[int, RecordDict] = {}
+        names: dict[int, str] = {}
+        for asked, nodes, beside in questions:
+            contents |= pack_for_sites(self.signer, kind, asked, nodes, beside, valid_s=self.deadline_s)
+            names |= nodes
+        groups = {str(asked.round) if isinstance(asked, RoundRequest) else kind for asked, _, _ in questions}
         answers = ask(
             self.grid,
             contents,
             _TYPES[kind],
-            group=str(asked.round) if isinstance(asked, RoundRequest) else kind,
+            group=min(groups, default=kind),
             deadline_s=self.deadline_s,
             clock=self.clock,
         )
         for node, message in answers:
-            yield Answer(node, nodes[node], message, nonce_of(contents[node]))
+            yield Answer(node, names[node], message, nonce_of(contents[node]))
 
     def valid(
         self,

@@ -13,6 +13,10 @@ from federation_configs.wire import (
     AnalyseRequest,
     EvaluateReply,
     EvaluateRequest,
+    FitReply,
+    FitRequest,
+    RangeReply,
+    RangeRequest,
     Reply,
     RoundReply,
     RoundRequest,
@@ -63,6 +67,16 @@ class Refused:
     code: Missed
     sentence: str
 
+
+UPDATE_REFUSED = {
+    "dtype": Missed.MALFORMED,
+    "shape": Missed.MALFORMED,
+    "weight": Missed.IMPOSSIBLE_COUNT,
+    "not-finite": Missed.NOT_FINITE,
+    "out-of-range": Missed.OUT_OF_RANGE,
+    "negative-variance": Missed.NEGATIVE_VARIANCE,
+}
+"""What of a reply's array does not count, by the code of `server.aggregation.UpdateRefused`."""
 
 NO_ANSWER = Refused(Missed.NO_ANSWER, "no answer before the deadline")
 NOT_CONNECTED = Refused(Missed.NO_ANSWER, "it is not connected")
@@ -153,6 +167,29 @@ def check_score(
 def check_teaching(message: Message, *, site: str, asked: TeachRequest, nonce: str | None) -> TeachReply | Refused:
     """Check a reply to a request to keep a teacher."""
     return _checked(message, TeachReply, site=site, asked=asked, nonce=nonce, weights=False)
+
+
+def check_range(
+    message: Message, *, site: str, asked: RangeRequest, nonce: str | None, declared: int
+) -> RangeReply | Refused:
+    """Check a reply to a range test; ``declared`` is the site's number of training images."""
+    body = _checked(message, RangeReply, site=site, asked=asked, nonce=nonce, weights=False)
+    if isinstance(body, Refused):
+        return body
+    if body.images != declared:
+        return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.images} images; the site declared {declared}")
+    low, high = asked.rates
+    if body.rate is not None and not 0.9 * low <= body.rate <= 1.1 * high:  # they are rounded
+        return Refused(Missed.OUT_OF_RANGE, "the reply suggests a rate that was not tried")
+    return body
+
+
+def check_fit(message: Message, *, site: str, asked: FitRequest, nonce: str | None) -> FitReply | Refused:
+    """Check a reply to the question which batch fits."""
+    body = _checked(message, FitReply, site=site, asked=asked, nonce=nonce, weights=False)
+    if isinstance(body, FitReply) and body.largest not in (0, *asked.sizes):
+        return Refused(Missed.OUT_OF_RANGE, "the reply names a batch size that was not asked about")
+    return body
 
 
 def check_analysis(

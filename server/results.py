@@ -11,6 +11,7 @@ from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.downstream.metrics import ProbeScore
 from aiseeme_models.errors import InputError
 from aiseeme_models.printable import LONGEST_LINE, printable
+from server.tuning.found import FoundSetting
 
 __all__ = ["FILE", "Baselines", "MissedRound", "Probes", "Results", "Seconds", "SiteResult", "StageResult", "printable"]
 
@@ -26,7 +27,11 @@ class _Part(BaseModel):
 
 
 class StageResult(_Part):
-    """One stage. ``near_chance``: its last loss is above 0.75 of what a model that knows nothing would have."""
+    """One stage.
+
+    ``near_chance``: its last loss is above 0.75 of what a model that knows nothing would have. ``found``: its rate and
+    batch size, where they were looked for.
+    """
 
     task: Text
     rounds: int
@@ -37,6 +42,7 @@ class StageResult(_Part):
     heldout_loss: float | None
     chance_loss: float | None
     near_chance: bool
+    found: FoundSetting | None = None
 
 
 class MissedRound(_Part):

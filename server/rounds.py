@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,13 +30,16 @@ from federation_configs.wire import (
 from server.aggregation import Aggregation, UpdateRefused, build_aggregation
 from server.checkpoint_manifest import CountedSite
 from server.checkpoints import CheckpointStore
+from server.collapse import collapse_in, ways_out
 from server.global_model import StageModel, start_of_stage
 from server.heldout import heldout_at_sites, score_at_sites
 from server.metrics_log import MetricsLog
 from server.observer import Observer, Silent
 from server.questions import Questions
+from server.quorum import Quorum
 from server.replies import (
     NO_ANSWER,
+    UPDATE_REFUSED,
     Missed,
     Refused,
     check_training,
@@ -48,19 +51,14 @@ from server.round_lines import round_lines
 from server.run_state import RunState, SiteState, StageState, mean_over_sites
 from server.site_privacy import SitePrivacy
 from server.teachers import Teachers
+from server.tuning.settings import with_found
+from server.tuning.tuning import Tuning, forget_trials
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from flwr.serverapp import Grid
 
-_REFUSED = {
-    "dtype": Missed.MALFORMED,
-    "shape": Missed.MALFORMED,
-    "weight": Missed.IMPOSSIBLE_COUNT,
-    "not-finite": Missed.NOT_FINITE,
-    "out-of-range": Missed.OUT_OF_RANGE,
-    "negative-variance": Missed.NEGATIVE_VARIANCE,
-}
+    from aiseeme_models.curriculum.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -123,13 +121,17 @@ class RoundLoop:
         keep = self.config.federation.keep_checkpoints
         self._store = CheckpointStore(self.folder / "checkpoints", keep, self.signing_key)
         self._metrics = MetricsLog(self.folder)
+        self._quorum = Quorum(self.config.federation, len(self.site_names))
         self._teachers = Teachers(self.config, self.folder)
         self._questions = Questions(self.grid, self.signer, self.config.federation.round_deadline_s, self.clock)
         self._roster = Roster(self.grid, self.config, self.run, self.site_names, self.clock, self.signer, self.owners)
         state, model, aggregation = self._restore()
+        self._found = with_found(self.config, [stage.found for stage in state.stages])
         vector = model.vector
         while not state.finished:
             self._gather(state)
+            if self._options(state).tune is not None:
+                self._tune(state, model)
             stage_index = state.stage
             vector, lines = self._round(state, model, aggregation, vector)
             self._check_collapse(state, lines)
@@ -150,10 +152,40 @@ class RoundLoop:
                 if "images" in line
             }
             self._save(state, model, aggregation, vector, stage_index, counted)
+            forget_trials(self.folder)
             self.observer.round_done(state, lines[-1]["loss"], lines[-1]["heldout_loss"])
             if stage_ended:
                 self.observer.stage_done(self.config, state, stage_index)
         return state, vector
+
+    def _options(self, state: RunState) -> Stage:
+        """Those of the stage that is being played."""
+        return self._found.curriculum.stage[state.stage]
+
+    def _tune(self, state: RunState, model: StageModel) -> None:
+        """Find what the stage that begins asks for; its trials are not rounds of the run."""
+        search = Tuning(
+            self._found,
+            state.stage,
+            self.run,
+            self.folder,
+            state.round + 1,
+            model,
+            state.stages[state.stage].teacher,
+            state.sites,
+            self._roster,
+            self._questions,
+            self._teachers,
+            self.observer,
+            lambda: self._gather(state),
+            self.signing_key,
+            self.parallel,
+        )
+        stage = state.stages[state.stage]
+        stage.found = search.find()
+        state.training_s += search.training_s
+        self._found = with_found(self.config, [one.found for one in state.stages])
+        stage.chance_loss = start_of_stage(self._found, state.stage, None).chance_loss
 
     def _restore(self) -> tuple[RunState, StageModel, Aggregation]:
         checkpoint = self._store.latest()
@@ -200,10 +232,10 @@ class RoundLoop:
             self._roster.await_nodes(self.site_names, self.rejoin_s, self.observer)
         for _ in range(self.config.federation.round_retries + 1):
             self._roster.describe_missing(state, self.observer)
-            if self._is_quorum(self._roster.nodes.values()):
+            if self._quorum.is_met(self._roster.nodes.values()):
                 return
             self._roster.await_nodes(self.site_names, self.rejoin_s, self.observer)
-        raise RunFailed(self._lost_quorum(state.round + 1, len(self._roster.nodes), self._roster.refused))
+        raise RunFailed(self._quorum.lost(state.round + 1, len(self._roster.nodes), self._roster.refused))
 
     def _round(
         self, state: RunState, model: StageModel, aggregation: Aggregation, vector: NDArray[np.float32]
@@ -232,16 +264,16 @@ class RoundLoop:
                 missing = [name for name in self.site_names if name not in counted]
                 self._roster.await_nodes(missing, self.rejoin_s, self.observer)
                 self._roster.describe_missing(state, self.observer)
-            self.observer.round_started(self.config, state, number, attempt)
+            self.observer.round_started(self._found, state, number, attempt)
             self._teachers.teach(
                 self._questions, TeachRequest(**self._question(state, model)), self._roster.nodes, self.observer
             )
             self._collect(state, asked, beside, restore, aggregation, counted, refused)
-            if self._is_quorum(counted):
+            if self._quorum.is_met(counted):
                 break
         else:
             shutil.rmtree(self.folder / "scratch", ignore_errors=True)  # the sites' updates do not stay behind
-            raise RunFailed(self._lost_quorum(number, len(counted), refused))
+            raise RunFailed(self._quorum.lost(number, len(counted), refused))
         del beside  # a second copy of the global weights
         for name, site in state.sites.items():
             if name in counted:
@@ -257,7 +289,7 @@ class RoundLoop:
         for name, reply in counted.items():
             state.sites[name].epsilon = reply.epsilon
         heldout = self._heldout(state, model, vector)
-        stage, options = state.stages[state.stage], self.config.curriculum.stage[state.stage]
+        stage, options = state.stages[state.stage], self._options(state)
         if loss is not None:
             stage.losses.append(loss)
         if heldout is not None:
@@ -325,12 +357,12 @@ class RoundLoop:
             # With [site_privacy] all sites count alike: a large weight would be more than one site's noise hides.
             aggregation.fold(restore(weights), reply.images if self.config.site_privacy is None else 1)
         except UpdateRefused as error:
-            return Refused(_REFUSED[error.code], f"the reply was refused: {error}")
+            return Refused(UPDATE_REFUSED[error.code], f"the reply was refused: {error}")
         return reply
 
     def _heldout(self, state: RunState, model: StageModel, vector: NDArray[np.float32]) -> float | None:
         """The held-out pretext loss of the new global weights: where it decides, and at the end of every stage."""
-        options = self.config.curriculum.stage[state.stage]
+        options = self._options(state)
         if self.config.privacy is not None:  # sites do not tell it
             return None
         if options.stop == "rounds" and state.round_in_stage + 1 < options.rounds:
@@ -359,28 +391,19 @@ class RoundLoop:
 
     def _check_collapse(self, state: RunState, lines: list[dict[str, Any]]) -> None:
         """Stop where most of the sites that counted have seen collapse. No checkpoint is written of the round."""
-        sites = [line["site"] for line in lines if line.get("collapsed")]
-        if 2 * len(sites) <= lines[-1]["answered"]:
+        options = self._options(state)
+        seen = collapse_in(lines, options.task, state.stage)
+        if seen is None:
             return
-        options = self.config.curriculum.stage[state.stage]
-        seen = (
-            f"round {state.round + 1}: stage {state.stage + 1}, {options.task}, has collapsed at {len(sites)} of"
-            f" {lines[-1]['answered']} sites ({', '.join(sites)}): the backbone gives nearly the same features for all"
-            " images"
-        )
         if options.on_collapse == "note":
             self.observer.note(seen)
             return
         self._metrics.append(lines)
-        others = " or ".join(norm for norm in ("group-ws", "batch") if norm != self.config.model.norm)
-        raise RunFailed(
-            f"{seen}. Try, in a new run, a lower lr or a longer warmup, model.norm = {others}, a larger batch_size, or"
-            " another task; on_collapse = 'note' in the stage goes on all the same"
-        )
+        raise RunFailed(f"{seen}. {ways_out(self.config.model.norm)}")
 
     def _advance(self, state: RunState) -> bool:
         """Count the round; whether its stage has ended with it."""
-        options, stage = self.config.curriculum.stage[state.stage], state.stages[state.stage]
+        options, stage = self._options(state), state.stages[state.stage]
         state.round += 1
         state.round_in_stage += 1
         stage.rounds_done = state.round_in_stage
@@ -400,7 +423,7 @@ class RoundLoop:
     def _question(self, state: RunState, model: StageModel) -> dict[str, Any]:
         return {
             "run": self.run,
-            "config": self.config,
+            "config": self._found,
             "round": state.round + 1,
             "stage": state.stage,
             "round_in_stage": state.round_in_stage,
@@ -439,17 +462,4 @@ class RoundLoop:
             vector=vector,
             optimizer_state=aggregation.state(),
             sites=counted,
-        )
-
-    def _is_quorum(self, names: Iterable[str]) -> bool:
-        federation, there = self.config.federation, set(names)
-        return len(there) >= federation.min_sites and there.issuperset(federation.required_sites)
-
-    def _lost_quorum(self, number: int, valid: int, refused: dict[str, Refused]) -> str:
-        need, required = self.config.federation.min_sites, self.config.federation.required_sites
-        also = f" with {', '.join(required)} among them" if required else ""
-        reasons = "; ".join(f"{name}: {why.sentence}" for name, why in sorted(refused.items()))
-        return (
-            f"round {number}: {valid} of {len(self.site_names)} sites gave a valid reply and min_sites is {need}{also}"
-            f" ({reasons})"
         )

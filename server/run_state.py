@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.replies import Refused
 from server.results import MissedRound
+from server.tuning.found import FoundSetting
 
 
 class _State(BaseModel):
@@ -17,7 +18,11 @@ class _State(BaseModel):
 
 
 class StageState(_State):
-    """One stage so far; ``teacher`` is the hash of the backbone that it distils from, where it does."""
+    """One stage so far.
+
+    ``teacher`` is the hash of the backbone that it distils from, ``found`` its rate and batch size, where they were
+    looked for.
+    """
 
     rounds_done: int = 0
     stopped_by: Literal["rounds", "plateau", "probe"] | None = None
@@ -26,6 +31,7 @@ class StageState(_State):
     scores: list[float] = Field(default_factory=list)
     chance_loss: float | None = None
     teacher: str | None = None
+    found: FoundSetting | None = None
 
 
 class SiteState(_State):

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
+from aiseeme_models.curriculum.tuning.options import TuneOptions
 from aiseeme_models.distillation import DistillOptions
 from aiseeme_models.errors import InputError
 from aiseeme_models.options import Options, parse_options
@@ -22,7 +23,8 @@ class Stage(TrainingOptions):
         task: the pretext task's registered name.
         rounds: federated rounds; the most, where ``stop`` may end the stage earlier.
         lr: also ``"paper"``: optimiser and weight decay of the task's `Recipe` (unless they are given), and its
-            learning rate in proportion to ``batch_size``.
+            learning rate in proportion to ``batch_size``; or ``"auto"``, which is short for ``tune`` with its defaults.
+        tune: finds ``lr``, and ``batch_size`` where several are given, when the stage begins; None: they are given.
         stop: ``"rounds"`` plays them all; ``"plateau"`` ends when the held-out pretext loss has not improved by
             ``min_improvement`` (relative) for ``patience`` rounds; ``"probe"`` the same with the error (1 - balanced
             accuracy) of a k-NN probe that each site makes on its own labelled validation images.
@@ -38,6 +40,7 @@ class Stage(TrainingOptions):
     patience: int = Field(default=3, ge=1)
     min_improvement: float = Field(default=0.01, ge=0, lt=1)
     distill: DistillOptions | None = None
+    tune: TuneOptions | None = None
     on_collapse: Literal["fail", "note"] = "fail"
     options: SerializeAsAny[Options] = Field(default_factory=Options)
 
@@ -62,7 +65,44 @@ class Stage(TrainingOptions):
                 data = {**data, "options": parse_options(kind, given, where="options", owner=name)}
             if data.get("lr") == "paper":
                 data = _by_the_paper(name, data)
+            if data.get("lr") == "auto":
+                data = {"tune": {}, **data, "lr": None}
+            if isinstance(data.get("tune"), dict):
+                data = _to_be_tuned(data)
         return data
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Every batch size that the stage may be trained with."""
+        return (self.batch_size,) if self.tune is None or not self.tune.batch_sizes else self.tune.batch_sizes
+
+    @property
+    def judged_by(self) -> Literal["heldout", "probe"]:
+        """What a setting is judged by, where the stage is tuned; see `TuneOptions.score`."""
+        if self.tune is not None and self.tune.score is not None:
+            return self.tune.score
+        comparable = all(pretext_tasks[name].comparable_rounds for name in self.tasks) and len(self.tasks) == 1
+        return "heldout" if comparable and len(self.batch_sizes) == 1 else "probe"
+
+
+def _to_be_tuned(data: dict[str, Any]) -> dict[str, Any]:
+    """A stage's table whose batch size is the largest that is tried.
+
+    Raises:
+        InputError: a rate or a size is given beside those that are to be found.
+    """
+    if data.get("lr") is not None:
+        raise InputError("lr is given, and tune is there to find it: leave one of them out")
+    sizes = data["tune"].get("batch_sizes", ())
+    if not isinstance(sizes, list | tuple) or not sizes or not all(isinstance(size, int) for size in sizes):
+        return data
+    given = data.get("batch_size", max(sizes))
+    if given != max(sizes):
+        raise InputError(
+            f"batch_size = {given} is given, and tune.batch_sizes = {list(sizes)} is there to find it: leave one of"
+            " them out"
+        )
+    return {**data, "batch_size": given}
 
 
 def _by_the_paper(task: str, data: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
@@ -102,6 +103,8 @@ def train_round(
     gradients: StepGradients | None = None,
     teaching: Teaching | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
+    factor: Callable[[float], float] | None = None,
+    look_every: int | None = None,
 ) -> RoundOutcome:
     """Train ``task.shared`` for ``options.local_epochs`` passes over a site's images, at most ``options.max_steps``.
 
@@ -121,6 +124,8 @@ def train_round(
         gradients: how gradients come about; default: those of the batches' losses.
         teaching: distillation beside the task's loss; the losses that are told stay the task's alone.
         on_step: called with (steps done, steps in all, loss); on a GPU not at every step.
+        factor: what the learning rate is multiplied by at a progress of the stage; default: by the stage's schedule.
+        look_every: steps between two looks at the loss, which a GPU waits for; default: 1 on a CPU, 20 on a GPU.
 
     Raises:
         InputError: fewer images than the task needs.
@@ -150,7 +155,10 @@ def train_round(
     loss_generator = generator(seed, "loss")
     begin, end = stage_progress
     steps = options.steps(count)
-    look_every = 1 if device.type == "cpu" else _STEPS_BETWEEN_LOOKS
+    if look_every is None:
+        look_every = 1 if device.type == "cpu" else _STEPS_BETWEEN_LOOKS
+    if factor is None:
+        factor = partial(learning_rate_factor, options.schedule, options.warmup)
     losses: list[Tensor] = []
     alone: list[Tensor] = []  # the task's losses of a step, where something is added to them
 
@@ -169,7 +177,7 @@ def train_round(
 
     for step, indices in enumerate(source.batches(steps), start=1):
         progress = begin + (end - begin) * (step - 1) / steps
-        rate = options.learning_rate * learning_rate_factor(options.schedule, options.warmup, progress)
+        rate = options.learning_rate * factor(progress)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)

@@ -105,6 +105,10 @@ def find_order(
     chosen = kind(parse_options(kind.options_type, options, where="--option", owner=policy))
     if config.privacy is not None:
         raise InputError("an order is found without [privacy]: under it sites tell no score; take the table out")
+    if any(stage.tune is not None for stage in config.curriculum.stage):
+        raise InputError(
+            "an order is found with rates that are given: give lr numbers, and write lr = 'auto' into the result"
+        )
     config = _with(config, [stage.model_copy(update={"stop": "rounds"}) for stage in config.curriculum.stage])
     names = _names(config)
     short = tuple(

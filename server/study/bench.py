@@ -23,6 +23,7 @@ from server.rounds import RoundLoop, Start
 from server.simulation import ENGINES
 from server.study.cells import ModelScores, PlayedStage
 from server.study.measures import KNN, LINEAR, finetune_measure
+from server.tuning.settings import among
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,13 +169,10 @@ class Bench:
 
 
 def _config_of(config: FederationConfig, training: Training, stages: Sequence[Any]) -> FederationConfig:
-    """The federation of a training: its stages so far and its sites; a single site has no server to optimise."""
+    """The federation of a training: its stages so far and its sites."""
     changed: dict[str, Any] = config.model_dump(mode="json")
     changed["curriculum"] = {"stage": [stage.model_dump(mode="json") for stage in stages]}
-    federation = changed["federation"] | {"sites": None, "required_sites": [], "min_sites": len(training.sites)}
-    if len(training.sites) == 1:
-        federation |= {"aggregation": "fedavg", "aggregation_options": {}}
-    return check_config(changed | {"federation": federation}, where=f"the arm of {training.name}")
+    return check_config(among(changed, len(training.sites)), where=f"the arm of {training.name}")
 
 
 def _key(config: FederationConfig, sites: tuple[Site, ...], backbone: Backbone | None) -> str:

@@ -226,6 +226,11 @@ def _check_comparable(config: FederationConfig) -> None:
     if config.privacy is not None or config.site_privacy is not None:
         raise InputError("a study compares without [privacy] and [site_privacy]: take them out")
     for index, stage in enumerate(config.curriculum.stage):
+        if stage.tune is not None:
+            raise InputError(
+                f"curriculum.stage.{index} ({stage.task}): lr = 'auto' would find other settings for each arm, at a"
+                " cost of its own: a study needs a number"
+            )
         if stage.stop != "rounds":
             raise InputError(
                 f"curriculum.stage.{index} ({stage.task}): stop = {stage.stop!r} would end arms after different work:"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client import comparing, rounds, scoring
+from client import comparing, measuring, rounds, scoring
 from client.scanning import scan
 from client.site import Site
 from client.site_home import SiteHome
@@ -30,9 +30,15 @@ def asked(large_folder: Path, site_home: SiteHome, tmp_path: Path) -> Asked:
 def no_work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was worked on although it should not have been."""
     done: list[str] = []
+    others = {
+        "analyse": (comparing, "analyse"),
+        "score": (scoring, "score"),
+        "range": (measuring, "find_rate"),
+        "fit": (measuring, "find_batch"),
+    }
     for kind in TYPES:
-        place = {"analyse": comparing, "score": scoring}.get(kind, rounds)
-        monkeypatch.setattr(place, kind, lambda *_, kind=kind: done.append(kind))
+        place, name = others.get(kind, (rounds, kind))
+        monkeypatch.setattr(place, name, lambda *_, kind=kind: done.append(kind))
     for place in (comparing, rounds):
         monkeypatch.setattr(place, "expected_size", lambda *_: done.append("built a model"))
     return done

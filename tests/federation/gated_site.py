@@ -24,6 +24,8 @@ from federation_configs.wire import (
     ComparedModel,
     DescribeRequest,
     EvaluateRequest,
+    FitRequest,
+    RangeRequest,
     Request,
     ScoreRequest,
     SiteError,
@@ -45,6 +47,8 @@ TYPES = {
     "evaluate": "evaluate",
     "analyse": "query.analyse",
     "score": "query.score",
+    "range": "query.range",
+    "fit": "query.fit",
 }
 CONFIG = tiny_config(holdout={"test": 0.1, "validation": 0.5})
 
@@ -89,6 +93,10 @@ class Asked:
             return DescribeRequest(run="run-1", config=CONFIG)
         if kind == "analyse":
             return AnalyseRequest(run="run-1", config=CONFIG, models=(self.compared, self.compared))
+        if kind == "range":
+            return RangeRequest(run="run-1", config=CONFIG, **place, rates=(1e-4, 1.0), steps=20)
+        if kind == "fit":
+            return FitRequest(run="run-1", config=CONFIG, **place, sizes=(4, 8))
         kinds = {"teach": TeachRequest, "train": TrainRequest, "evaluate": EvaluateRequest, "score": ScoreRequest}
         return kinds[kind](run="run-1", config=CONFIG, **place)
 

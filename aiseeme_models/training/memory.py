@@ -1,0 +1,154 @@
+"""How many images a training step may have on this device, measured by making steps."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+from aiseeme_models.errors import is_out_of_memory
+from aiseeme_models.images.augmentation import BatchAugmentation
+from aiseeme_models.pretext.base import PretextTask
+from aiseeme_models.training.loop import Images, NonFiniteLoss, train_round
+from aiseeme_models.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SHARE = 0.9  # of what is free; a step of another moment may need a little more
+_SAMPLE_S = 0.002
+_STEPS = 2  # the optimiser makes its state in the first
+_SMALL = (8, 16)  # what they take says what the first of the sizes will
+_GROUP = Path("/sys/fs/cgroup")
+
+
+class Usage:
+    """What a process or a GPU uses: bytes at most since `begin`, and how many there may be."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.peak = 0
+        self.limit = 0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Measure ``peak``, in bytes, while this is open."""
+        watch: Callable[[], AbstractContextManager[None]] = self._cuda if self._device.type == "cuda" else self._process
+        with watch():
+            yield
+
+    @contextmanager
+    def _cuda(self) -> Iterator[None]:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self._device)
+        free, total = torch.cuda.mem_get_info(self._device)
+        fraction = torch.cuda.get_per_process_memory_fraction(self._device)
+        self.limit = int(_SHARE * min(free + torch.cuda.memory_reserved(self._device), fraction * total))
+        try:
+            yield
+        finally:
+            self.peak = torch.cuda.max_memory_reserved(self._device)
+
+    @contextmanager
+    def _process(self) -> Iterator[None]:
+        process, over = psutil.Process(), threading.Event()
+        self.peak = process.memory_info().rss
+        self.limit = int(_SHARE * (self.peak + _free_memory()))
+
+        def sample() -> None:
+            while not over.wait(_SAMPLE_S):
+                self.peak = max(self.peak, process.memory_info().rss)
+
+        sampler = threading.Thread(target=sample, daemon=True)
+        sampler.start()
+        try:
+            yield
+        finally:
+            over.set()
+            sampler.join()
+
+
+def largest_batch(
+    task: PretextTask,
+    images: Images,
+    options: TrainingOptions,
+    sizes: Sequence[int],
+    *,
+    augmentation: BatchAugmentation,
+    seed: int,
+    device: torch.device,
+    usage: Usage | None = None,
+) -> int:
+    """The largest of some batch sizes with which the task can be trained in this device's memory; 0: none.
+
+    Steps are made with one size after the other, the smallest first. A size is not tried where the memory that the two
+    before it took says that it would not fit: a CPU's process would be killed, and not told.
+
+    The task is trained on the way, so its weights are of no use afterwards.
+
+    Args:
+        task: any weights; changed in place.
+        images: the site's training images; sizes above their number count as too large.
+        options: the stage's.
+        sizes: batch sizes.
+        augmentation, seed, device: as in `training.loop.train_round`.
+        usage: measures memory; default: that of the device.
+    """
+    usage = Usage(device) if usage is None else usage
+    largest, peaks = 0, [(0, 0)]
+    for size in sorted({*_SMALL, *sizes}):
+        if size > len(images) or size < task.minimum_batch:
+            continue
+        if len(peaks) > 2 and _expected(peaks, size) > usage.limit:
+            break
+        short = options.model_copy(update={"batch_size": size, "local_epochs": _STEPS, "max_steps": _STEPS})
+        try:
+            with usage.watched():
+                train_round(
+                    task,
+                    images,
+                    short,
+                    augmentation=augmentation,
+                    seed=seed,
+                    stage_progress=(0.0, 0.0),
+                    device=device,
+                )
+        except NonFiniteLoss:
+            pass  # a rate that is too high takes as much memory
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            break
+        if usage.peak > usage.limit:
+            break
+        peaks.append((size, usage.peak))
+        if size in sizes:
+            largest = size
+    return largest
+
+
+def _expected(peaks: Sequence[tuple[int, int]], size: int) -> float:
+    """Bytes that a size will take: on the straight line through the last two."""
+    (smaller, less), (larger, more) = peaks[-2:]
+    return more + max(0.0, (more - less) / (larger - smaller)) * (size - larger)
+
+
+def _free_memory() -> int:
+    """Bytes that this process may still take: of the machine's, of its control group's, and of its own limit."""
+    free: list[int] = [psutil.virtual_memory().available]
+    data, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if data != resource.RLIM_INFINITY:
+        free.append(max(0, data - psutil.Process().memory_info().data))
+    try:
+        most, used = (_GROUP / "memory.max").read_text(), (_GROUP / "memory.current").read_text()
+    except OSError:
+        return min(free)  # no control group, or an old kind
+    if most.strip() != "max":
+        free.append(max(0, int(most) - int(used)))
+    return min(free)

@@ -1,0 +1,96 @@
+"""What a site measures to find a stage's settings: how high the rate may be, and how large a batch fits."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from aiseeme_models.seeding import derive_seed
+from client.protection import Protection
+from client.refusals import Refusal
+from client.rounds import loaded_bench
+from client.site import Site
+from federation_configs.wire import (
+    FitReply,
+    FitRequest,
+    RangeReply,
+    RangeRequest,
+    RoundRequest,
+    SiteError,
+    told_rate,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from aiseeme_models.images.cached_images import CachedImages
+
+
+def find_rate(site: Site, request: RangeRequest, weights: NDArray[np.float32]) -> RangeReply:
+    """Train from the global ``weights`` ``(P,)`` with a rising rate; only the rate that this suggests leaves."""
+    import torch
+
+    from aiseeme_models.training.range_test import range_test
+
+    started = time.perf_counter()
+    images = _training_images(site, request)
+    if len(images) < request.config.curriculum.stage[request.stage].batch_size:
+        raise Refusal(SiteError.BATCH_EXCEEDS_IMAGES)
+    bench = loaded_bench(site, request, weights)
+    rate = range_test(
+        bench.task,
+        images,
+        request.config.curriculum.stage[request.stage],
+        rates=request.rates,
+        steps=request.steps,
+        augmentation=bench.augmentation,
+        seed=derive_seed(request.config.seed, "range", site.name, request.stage),
+        device=torch.device(site.device),
+    )
+    return RangeReply(
+        site=site.name,
+        round=request.round,
+        stage=request.stage,
+        images=len(images),
+        rate=None if rate is None else told_rate(rate),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def find_batch(site: Site, request: FitRequest, weights: NDArray[np.float32]) -> FitReply:
+    """Make steps with batches of each size, as long as memory is there."""
+    import torch
+
+    from aiseeme_models.training.memory import largest_batch
+
+    started = time.perf_counter()
+    images = _training_images(site, request)
+    bench = loaded_bench(site, request, weights)
+    largest = largest_batch(
+        bench.task,
+        images,
+        request.config.curriculum.stage[request.stage],
+        request.sizes,
+        augmentation=bench.augmentation,
+        seed=derive_seed(request.config.seed, "fit", site.name, request.stage),
+        device=torch.device(site.device),
+    )
+    return FitReply(
+        site=site.name,
+        round=request.round,
+        stage=request.stage,
+        images=0,
+        largest=largest,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _training_images(site: Site, request: RoundRequest) -> CachedImages:
+    config = request.config
+    if Protection(site, config).is_any:  # nothing accounts for what these figures tell
+        raise Refusal(SiteError.WITHHELD)
+    images = site.images(config.images, "train", config.holdout)
+    if len(images) == 0:
+        raise Refusal(SiteError.NO_IMAGES)
+    return images

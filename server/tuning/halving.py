@@ -1,0 +1,196 @@
+"""Successive halving over rounds, its trials spread over the sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aiseeme_models.curriculum.tuning import Asha, Job
+from aiseeme_models.errors import RunFailed
+from federation_configs.loading import check_config
+from federation_configs.wire import EvaluateRequest, ScoreRequest
+from server.heldout import heldout_at_sites, score_at_sites
+from server.tuning.settings import among, with_setting
+from server.tuning.trial import Trial
+from server.tuning.trial_round import TrialRound, play_together
+
+if TYPE_CHECKING:
+    from aiseeme_models.curriculum.tuning import Setting
+    from federation_configs.schema import FederationConfig
+    from server.tuning.found import FoundSetting
+    from server.tuning.tuning import Tuning
+
+
+@dataclass
+class _Running:
+    """A trial on its way to a rung.
+
+    Attributes:
+        job: which.
+        trial: its state may be further on, where a search is repeated after a crash.
+        at: rounds that are done, as this search sees it.
+        until: rounds at the rung.
+        failed: waves in a row in which no site's answer counted.
+    """
+
+    job: Job
+    trial: Trial
+    at: int
+    until: int
+    failed: int = 0
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it has come to its rung, or is out."""
+        return self.at >= self.until or (self.trial.state.out is not None and self.at >= self.trial.state.rounds)
+
+
+class Halving:
+    """Asynchronous successive halving in waves: in each every trial that runs is trained one round at its own sites.
+
+    Sites take turns on a trial, and every trial takes as many steps a round, whichever site it is at. What is done next
+    depends on what trials came to and on nothing else, so a search that goes on after a crash is the same search.
+
+    Args:
+        search: what is looked for.
+        sizes: batch sizes that fit.
+
+    Raises:
+        RunFailed: no site has images enough for the largest.
+    """
+
+    def __init__(self, search: Tuning, sizes: list[int]) -> None:
+        self._search, tune, options = search, search.tune, search.options
+        search.gather()
+        self._names = list(search.able(max(sizes)).values())
+        if not self._names:
+            raise RunFailed(f"stage {search.stage + 1}: no site has the {max(sizes)} training images of a batch")
+        self._settings = tune.settings(options.learning_rate, sizes, search.config.seed)
+        self._rungs = tune.rungs(options.rounds)
+        self._sites = min(tune.sites, len(self._names))
+        self._slots = len(self._names) // self._sites
+        fewest = min(search.sites[name].images for name in self._names)
+        self._images = options.model_copy(update={"batch_size": max(sizes)}).steps(fewest) * max(sizes)
+        self._trials: list[Trial] = []
+
+    def play(self) -> FoundSetting:
+        """Play all trials, and take the best setting.
+
+        Raises:
+            RunFailed: no setting is left, none can be judged, or no site answers.
+        """
+        search, running = self._search, list[_Running]()
+        asha = Asha(len(self._settings), len(self._rungs), search.tune.reduction)
+        while True:
+            while len(running) < self._slots and (job := asha.next_job()) is not None:
+                running.append(self._begun(job))
+            if not running:
+                break
+            self._wave(running)
+            for one in [one for one in running if one.is_there]:
+                running.remove(one)
+                asha.tell(one.job, self._error(one.trial, one.until))
+                one.trial.vector = None
+        best, states = asha.best(), [trial.state for trial in self._trials]
+        if best is None:
+            why = "; ".join(f"{trial.setting.title}: {trial.state.out}" for trial in self._trials)
+            raise RunFailed(
+                f"stage {search.stage + 1}, {search.options.title}: no setting can be used ({why}): give tune.lr lower"
+                " rates"
+            )
+        return search.found(
+            self._settings[best],
+            [trial.told for trial in self._trials],
+            judged_by=search.options.judged_by,
+            steps=sum(state.steps for state in states),
+            images=sum(state.images for state in states),
+            seconds=sum(state.seconds for state in states),
+        )
+
+    def _begun(self, job: Job) -> _Running:
+        if job.candidate == len(self._trials):
+            setting, search = self._settings[job.candidate], self._search
+            config = self._config(setting)
+            self._trials.append(Trial.open(job.candidate, setting, config, search.trials_folder, search.key))
+        at = self._rungs[job.rung - 1] if job.rung else 0
+        return _Running(job, self._trials[job.candidate], at, self._rungs[job.rung])
+
+    def _config(self, setting: Setting) -> FederationConfig:
+        """The federation with a setting, its stage as long as the longest trial: the schedule runs over that."""
+        fewest = min(self._search.sites[name].images for name in self._names)
+        steps = max(1, self._images // setting.batch_size)
+        config = with_setting(
+            self._search.config,
+            self._search.stage,
+            setting,
+            rounds=self._rungs[-1],
+            max_steps=steps,
+            local_epochs=-(-steps // (fewest // setting.batch_size)),
+            stop="rounds",
+            on_collapse="note",
+        )
+        return check_config(among(config.model_dump(mode="json"), self._sites), where="a trial")
+
+    def _wave(self, running: list[_Running]) -> None:
+        """A round of every trial, but of those that have had it already."""
+        placed = self._placed(running)
+        waiting = [(one, names) for one, names in zip(running, placed, strict=True) if one.trial.state.rounds <= one.at]
+        counts: Mapping[int, bool] = {}
+        if waiting:
+            self._search.gather()
+            nodes = {name: node for node, name in self._search.roster.nodes.items()}
+            here = [
+                TrialRound(self._search, one.trial, {nodes[name]: name for name in names if name in nodes})
+                for one, names in waiting
+            ]
+            counts = play_together(self._search, here)
+        for one in running:
+            if counts.get(one.trial.number, True):
+                one.at, one.failed = one.at + 1, 0
+                continue
+            one.failed += 1
+            if one.failed > self._search.config.federation.round_retries:
+                raise RunFailed(
+                    f"stage {self._search.stage + 1}: no site trained with {one.trial.setting.title} in {one.failed}"
+                    " rounds"
+                )
+
+    def _placed(self, running: list[_Running]) -> list[list[str]]:
+        """The sites of every trial: the next ones in turn that are free, so that its rounds are at different sites."""
+        free, placed = list(self._names), []
+        for one in running:
+            first = (one.trial.number + one.at + one.failed) * self._sites % len(self._names)
+            names = [name for name in [*self._names[first:], *self._names[:first]] if name in free][: self._sites]
+            free = [name for name in free if name not in names]
+            placed.append(names)
+        return placed
+
+    def _error(self, trial: Trial, rounds: int) -> float:
+        """What a trial came to: told by the sites that have held-out images, once."""
+        error = trial.error_after(rounds)
+        if error is not None:
+            return error
+        search = self._search
+        nodes = {node: name for node, name in search.roster.nodes.items() if search.sites[name].validation > 1}
+        beside = search.beside(trial.resume(search.model))
+        question = search.question(trial.config, trial.number, rounds - 1)
+        told: float | None
+        if search.options.judged_by == "heldout":
+            told, seconds = heldout_at_sites(
+                search.questions, EvaluateRequest(**question), nodes, search.sites, beside, search.observer
+            )
+            search.training_s += 0.0 if search.parallel else seconds
+            lacking = "held-out loss"
+        else:
+            score = score_at_sites(
+                search.questions, ScoreRequest(**question), nodes, search.sites, beside, search.observer
+            )
+            told = None if score is None else 1 - score
+            lacking = "score, which takes 64 labelled validation images of two classes or more"
+        if told is None:
+            raise RunFailed(f"stage {search.stage + 1}: no site could judge a setting: none told a {lacking}")
+        trial.state.errors[rounds] = told
+        trial.save(search.run, search.stage, search.round + rounds - 1, search.model)
+        search.observer.note(f"{trial.setting.title}: {told:.4g} after {rounds} rounds")
+        return told

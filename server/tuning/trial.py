@@ -1,0 +1,128 @@
+"""One setting that is tried: how far it has come, on the disk after each round so that nothing is tried twice."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from federation_configs.loading import config_sha256
+from server.checkpoints import CheckpointStore
+from server.tuning.found import TriedSetting
+
+if TYPE_CHECKING:
+    import numpy as np
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from numpy.typing import NDArray
+
+    from aiseeme_models.curriculum.tuning import Setting
+    from federation_configs.schema import FederationConfig
+    from server.global_model import StageModel
+
+
+class TrialState(BaseModel):
+    """How far a trial has come.
+
+    Attributes:
+        rounds: rounds that are done.
+        errors: what it was judged to be, by the number of rounds after which it was.
+        out: why it was given up.
+        steps, images, seconds: what it took, over all its sites.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    rounds: int = 0
+    errors: dict[int, float] = Field(default_factory=dict)
+    out: str | None = None
+    steps: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Trial:
+    """A setting on its way.
+
+    Attributes:
+        number: which of the settings it is.
+        setting: its rate and batch size.
+        config: the federation with it, its stage as long as the longest trial.
+        state: how far it has come.
+        vector: ``(P,)`` float32; None while nobody trains it.
+        store: its checkpoints.
+    """
+
+    number: int
+    setting: Setting
+    config: FederationConfig
+    state: TrialState
+    store: CheckpointStore
+    vector: NDArray[np.float32] | None = field(default=None, repr=False)
+    optimizer_state: dict[str, NDArray[np.float32]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(
+        cls, number: int, setting: Setting, config: FederationConfig, folder: Path, key: Ed25519PrivateKey | None
+    ) -> Trial:
+        """The trial as it was left, or a new one; one whose checkpoint cannot be trusted begins anew."""
+        store = CheckpointStore(folder / f"trial-{number:03d}", 2, key)
+        trial = cls(number, setting, config, TrialState(), store)
+        checkpoint = store.latest()
+        if checkpoint is not None and checkpoint.manifest.config_sha256 == config_sha256(config):
+            with contextlib.suppress(ValidationError):
+                trial.state = TrialState.model_validate(checkpoint.manifest.state)
+        return trial
+
+    def resume(self, model: StageModel) -> NDArray[np.float32]:
+        """Its weights: those of its last round, or the stage's first ones."""
+        if self.vector is None:
+            checkpoint = self.store.latest() if self.state.rounds else None
+            self.vector = model.vector.copy() if checkpoint is None else checkpoint.vector
+            self.optimizer_state = {} if checkpoint is None else checkpoint.optimizer_state
+        return self.vector
+
+    def save(self, run: str, stage: int, round_number: int, model: StageModel) -> None:
+        """Write how far it has come.
+
+        Args:
+            run: the run's id.
+            stage: index of the stage.
+            round_number: absolute number of its last round.
+            model: the stage's.
+
+        Raises:
+            RunFailed: the disk is full.
+        """
+        assert self.vector is not None
+        self.store.save(
+            run=run,
+            round=round_number,
+            stage=stage,
+            round_in_stage=self.state.rounds,
+            config_sha256=config_sha256(self.config),
+            layout_sha256=model.layout.digest,
+            vector=self.vector,
+            optimizer_state=self.optimizer_state,
+            state=self.state.model_dump(mode="json"),
+        )
+
+    def error_after(self, rounds: int) -> float | None:
+        """What it was judged to be after so many rounds: infinity where it was out, None where it was not judged."""
+        return self.state.errors.get(rounds, None if self.state.out is None else math.inf)
+
+    @property
+    def told(self) -> TriedSetting:
+        """For results and reports."""
+        error = self.state.errors[max(self.state.errors)] if self.state.errors else None
+        return TriedSetting(
+            lr=self.setting.lr,
+            batch_size=self.setting.batch_size,
+            rounds=self.state.rounds,
+            error=error,
+            out=self.state.out,
+        )

@@ -1,0 +1,125 @@
+"""One round of several trials at the same time, each at sites of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from federation_configs.transfer import restored
+from federation_configs.wire import SiteError, TeachRequest, TrainReply, TrainRequest
+from server.aggregation import Aggregation, UpdateRefused, build_aggregation
+from server.replies import NO_ANSWER, UPDATE_REFUSED, Refused, check_training, weights_of
+
+if TYPE_CHECKING:
+    from server.questions import Answer
+    from server.tuning.trial import Trial
+    from server.tuning.tuning import Tuning
+
+_FATAL = {
+    SiteError.NON_FINITE_LOSS.sentence: "its loss became infinite or not a number",
+    SiteError.OUT_OF_MEMORY.sentence: "a site ran out of memory",
+}
+
+
+@dataclass
+class TrialRound:
+    """A trial's round while it is played.
+
+    Attributes:
+        search: the search that it belongs to.
+        trial: what is trained.
+        nodes: at which sites.
+        counted: their replies that hold.
+    """
+
+    search: Tuning
+    trial: Trial
+    nodes: dict[int, str]
+    counted: list[TrainReply] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        federation, layout = self.trial.config.federation, self.search.model.layout
+        self.vector = self.trial.resume(self.search.model)
+        self.aggregation: Aggregation = build_aggregation(
+            federation.aggregation,
+            federation.aggregation_options.model_dump(),
+            layout.statistic_slices,
+            layout.variance_slices,
+            layout.slices,
+        )
+        self.aggregation.load_state(self.trial.optimizer_state)
+        most = max(1, len(self.nodes)) * federation.max_images_per_site
+        self.aggregation.start_round(self.vector, max_weight=most, scratch=self.trial.store.folder / "scratch")
+        question = self.search.question(self.trial.config, self.trial.number, self.trial.state.rounds)
+        self.lesson = TeachRequest(**question)
+        self.asked = TrainRequest(
+            **question,
+            proximal_mu=self.aggregation.proximal_mu,
+            ema_tau=self.aggregation.ema_tau,
+            teacher=self.search.teacher,
+        )
+
+    def take(self, answer: Answer) -> None:
+        """Fold an answer in, or see why it does not count."""
+        outcome = self._opened(answer)
+        if isinstance(outcome, TrainReply):
+            self.counted.append(outcome)
+            self.search.observer.site_answered(answer.site, outcome.images, outcome.seconds, outcome.loss)
+        elif outcome.sentence in _FATAL:
+            self.trial.state.out = _FATAL[outcome.sentence]
+        else:
+            self.search.observer.site_missed(answer.site, outcome)
+            if outcome.sentence == SiteError.TEACHER_MISSING.sentence:
+                self.search.teachers.holders.discard(answer.site)
+
+    def finish(self) -> bool:
+        """Close the round, and write the trial's checkpoint; False where no site's answer says anything."""
+        state = self.trial.state
+        if not self.counted and state.out is None:
+            return False
+        state.steps += sum(reply.steps for reply in self.counted)
+        state.images += sum(reply.steps for reply in self.counted) * self.trial.setting.batch_size
+        state.seconds += sum(reply.seconds for reply in self.counted)
+        if self.counted:
+            self.trial.vector, self.trial.optimizer_state = self.aggregation.finish_round(), self.aggregation.state()
+        if 2 * sum(bool(reply.collapsed) for reply in self.counted) > len(self.counted):
+            state.out = "its features became nearly the same for all images"
+        state.rounds += 1
+        self.trial.save(self.search.run, self.search.stage, self.asked.round, self.search.model)
+        return True
+
+    def _opened(self, answer: Answer) -> TrainReply | Refused:
+        if answer.message is None:
+            return NO_ANSWER
+        declared = self.search.sites[answer.site].images
+        reply = check_training(
+            answer.message, site=answer.site, asked=self.asked, nonce=answer.nonce, declared=declared
+        )
+        if isinstance(reply, Refused):
+            return reply
+        transfer = self.trial.config.federation.transfer
+        weights = weights_of(answer.message, self.vector.size, transfer)
+        if isinstance(weights, Refused):
+            return weights
+        variances = self.search.model.layout.variance_slices
+        try:
+            whole = restored(weights, weights=self.vector, transfer=transfer, variances=variances)
+            self.aggregation.fold(whole, reply.images)
+        except UpdateRefused as error:
+            return Refused(UPDATE_REFUSED[error.code], f"the reply was refused: {error}")
+        return reply
+
+
+def play_together(search: Tuning, rounds: Sequence[TrialRound]) -> Mapping[int, bool]:
+    """Play trials' rounds at the same time; tells of each trial's number whether its round counts."""
+    at = {name: one for one in rounds for name in one.nodes.values()}
+    for one in rounds:
+        search.teachers.teach(search.questions, one.lesson, one.nodes, search.observer)
+    questions = [(one.asked, one.nodes, search.beside(one.vector)) for one in rounds]
+    for answer in search.questions.ask_each("train", questions):
+        at[answer.site].take(answer)
+    seconds = [reply.seconds for one in rounds for reply in one.counted]
+    if seconds:
+        search.training_s += max(seconds) if search.parallel else sum(seconds)
+    return {one.trial.number: one.finish() for one in rounds}
