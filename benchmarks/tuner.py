@@ -33,7 +33,7 @@ from server.rounds import RoundLoop
 from server.run_state import RunState
 from server.simulation import ENGINES, Hospitals, hospitals_of
 
-SITES, IMAGES, SIZE = 3, 300, 48
+SITES, IMAGES, SIZE, EPOCHS = 3, 300, 48, 6
 METHODS: dict[str, dict[str, Any]] = {
     "asha, held-out loss": {"score": "heldout"},
     "asha, probe": {"score": "probe"},
@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def federation(task: str, rounds: int, seed: int, **stage: Any) -> FederationConfig:
     """The federation with one stage."""
-    table = {"task": task, "rounds": rounds, "local_epochs": 2, "batch_size": 32} | stage
+    table = {"task": task, "rounds": rounds, "local_epochs": EPOCHS, "batch_size": 32} | stage
     return check_config(
         {
             "name": "tuner",

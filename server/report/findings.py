@@ -108,6 +108,8 @@ def _about_stages(results: Results) -> list[Finding]:
                     "from it: these images may not hold the answer that the task asks for, or the stage was too short.",
                 )
             )
+        if stage.found is not None:
+            found.append(Finding("note", f"Stage {number}, {stage.task}: {stage.found.sentence}."))
         if stage.stopped_by in ("plateau", "probe"):
             what = "its held-out loss no longer fell" if stage.stopped_by == "plateau" else "its probe no longer rose"
             found.append(

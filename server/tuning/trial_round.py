@@ -83,7 +83,8 @@ class TrialRound:
         state.seconds += sum(reply.seconds for reply in self.counted)
         if self.counted:
             self.trial.vector, self.trial.optimizer_state = self.aggregation.finish_round(), self.aggregation.state()
-        if 2 * sum(bool(reply.collapsed) for reply in self.counted) > len(self.counted):
+        collapsed = 2 * sum(bool(reply.collapsed) for reply in self.counted) > len(self.counted)
+        if collapsed and self.search.is_blind_to_collapse:
             state.out = "its features became nearly the same for all images"
         state.rounds += 1
         self.trial.save(self.search.run, self.search.stage, self.asked.round, self.search.model)

@@ -100,6 +100,15 @@ class Tuning:
         return self.options.tune
 
     @property
+    def is_blind_to_collapse(self) -> bool:
+        """Whether a setting that makes all features one may be judged to be good.
+
+        A loss that has a level of knowing nothing is at that level then, and a probe tells nothing apart: what they say
+        is enough, and a collapse in the first steps may be overcome.
+        """
+        return self.options.judged_by == "heldout" and self.model.chance_loss is None
+
+    @property
     def trials_folder(self) -> Path:
         """Where the trials' checkpoints are."""
         return self.folder / _FOLDER / f"stage-{self.stage:03d}"

@@ -153,6 +153,19 @@ def test_a_task_that_stayed_near_chance_is_said_so(write) -> None:  # type: igno
     assert "Stage 2, simclr, ended after 2 of at most 9 rounds" in page
 
 
+def test_what_was_found_for_a_stage_is_told_with_its_cost(write) -> None:  # type: ignore[no-untyped-def]
+    tried = [
+        {"lr": 0.003, "batch_size": 32, "rounds": 3, "error": 1.25},
+        {"lr": 0.03, "batch_size": 32, "rounds": 1, "out": "a site ran out of memory"},
+    ]
+    cost = {"steps": 80, "images": 2560, "share": 0.184, "seconds": 12.0}
+    found = {"lr": 0.003, "batch_size": 32, "method": "asha", "judged_by": "heldout", "tried": tried, **cost}
+    page, card = write(stages=[stage("simclr", found=found)])
+    sentence = "lr 0.003 and batch 32 were found of 2 settings by successive halving, which took 18 % of the images"
+    assert sentence in page and sentence in card
+    assert "1.250" in page and "a site ran out of memory" in page
+
+
 def test_the_probe_is_judged_against_its_baselines(write) -> None:  # type: ignore[no-untyped-def]
     assert "The backbone beats a random backbone: linear probe 0.850 against 0.550" in write()[0]
     same = {"random": {"linear": score([0.9, 0.8]), "knn": score([0.5, 0.5], k=20)}, "floor": score([0.88, 0.8])}
