@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import RunFailed
 from federation_configs.loading import check_config, config_sha256
@@ -20,7 +22,8 @@ from server.metrics_log import read_lines
 from server.model_manifest import WEIGHTS_FILE
 from server.observer import Observer
 from server.rounds import RoundLoop, Start
-from server.simulation import ENGINES
+from server.run_folder import held
+from server.simulation import ENGINES, versions
 from server.study.cells import ModelScores, PlayedStage
 from server.study.measures import KNN, LINEAR, finetune_measure
 from server.tuning.settings import among
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from server.study.dealing import Training
 
 STAGE_FILE = "stage.json"
+STAGES = "stages"
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class Bench:
     """What the arms of one seed have in common.
 
     A stage is played once. Its folder is named by the hash of all that its bits depend on: the configuration up to it,
-    the backbone before it, and which image is at which site. So curricula that begin alike share their beginning, and a
-    study that was interrupted goes on in the middle of a stage.
+    the backbone before it, which image is at which site, and what computes. So curricula that begin alike share their
+    beginning, in this study and in others, and a study that was interrupted goes on in the middle of a stage.
 
     Attributes:
         config: with the seed.
@@ -54,7 +58,7 @@ class Bench:
         images: what probes train and test on; None where nothing is scored here.
         initial: given weights, as their file or folder; None where there are none.
         finetune: which fine-tunings are measured.
-        folder: played stages are kept below it.
+        home: the folder of all runs; played stages are kept below it.
         engine: ``local`` or ``ray``.
         observer: told what happens in the rounds.
     """
@@ -64,7 +68,7 @@ class Bench:
     images: ProbeImages | None
     initial: Path | None
     finetune: tuple[FineTuneOptions, ...]
-    folder: Path
+    home: Path
     engine: str
     observer: Observer
 
@@ -125,7 +129,18 @@ class Bench:
         self, config: FederationConfig, place: int, sites: tuple[Site, ...], backbone: Backbone | None
     ) -> tuple[Backbone, PlayedStage]:
         key = _key(config, sites, backbone)
-        folder = self.folder / key
+        folder = self.home / STAGES / key
+        with held(folder):
+            return self._played(folder, config, place, sites, backbone)
+
+    def _played(
+        self,
+        folder: Path,
+        config: FederationConfig,
+        place: int,
+        sites: tuple[Site, ...],
+        backbone: Backbone | None,
+    ) -> tuple[Backbone, PlayedStage]:
         if (folder / STAGE_FILE).exists():
             record = PlayedStage.model_validate_json((folder / STAGE_FILE).read_bytes())
             played = read_backbone(folder / WEIGHTS_FILE, config)
@@ -139,11 +154,10 @@ class Bench:
 
         def make_loop(grid: Grid, clock: Callable[[], float], parallel: bool) -> RoundLoop:
             names = [site.name for site in here]
-            loop = RoundLoop(grid, config, key, folder, names, self.observer, clock, parallel, begins=begins)
+            loop = RoundLoop(grid, config, folder.name, folder, names, self.observer, clock, parallel, begins=begins)
             loops.append(loop)
             return loop
 
-        folder.mkdir(parents=True, exist_ok=True)
         state, vector = ENGINES[self.engine](make_loop, here)
         played = backbone_of(config, place, vector)
         options, stage = config.curriculum.stage[place], state.stages[place]
@@ -176,8 +190,9 @@ def _config_of(config: FederationConfig, training: Training, stages: Sequence[An
 
 
 def _key(config: FederationConfig, sites: tuple[Site, ...], backbone: Backbone | None) -> str:
-    """A hash of all that a stage's bits depend on, beside what the study's plan fixes."""
-    digest = hashlib.sha256(config_sha256(config).encode())
+    """A hash of all that a stage's bits depend on."""
+    computes = {"device": sites[0].device, "threads": torch.get_num_threads(), **versions()}
+    digest = hashlib.sha256(json.dumps([config_sha256(config), computes]).encode())
     digest.update((_digest(backbone) if backbone is not None else "fresh").encode())
     for site in sites:
         lines = sorted(f"{row.content} {row.point}" for row in site.rows)

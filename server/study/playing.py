@@ -150,9 +150,7 @@ def _benches(
         images = probe_images(seeded, hospitals.rows, store, device=asked.device, tested=asked.options.tested)
         if isinstance(images, str):
             raise InputError(f"a study needs labels to compare by: {images}")
-        bench = Bench(
-            seeded, hospitals.sites, images, asked.initial, asked.finetune, folder / "stages", asked.engine, progress
-        )
+        bench = Bench(seeded, hospitals.sites, images, asked.initial, asked.finetune, home, asked.engine, progress)
         benches.append((bench, images))
     return benches
 

@@ -165,20 +165,23 @@ def test_a_folder_refuses_another_study(config, changes, says, tasks, data, home
         Played(config, asked(changes.pop("kind"), data, **changes), home)
 
 
-def test_curricula_that_begin_alike_share_their_beginning_to_the_bit(home, own):
+def test_curricula_that_begin_alike_share_their_beginning_to_the_bit(tmp_path, own):
     config = study_config(ROTATION, LOCATION, SIMCLR)
-    played = Played(config, own("order", seeds=1), home)
+    played = Played(config, own("order", seeds=1), tmp_path)
     # Of 6 orders of 3 stages and 3 single tasks: 3 first stages for two orders each, 6 second, 6 third, 3 alone.
-    assert len(list((played.folder / "stages").iterdir())) == 3 + 6 + 6 + 3
+    stages = tmp_path / "stages"
+    assert len(list(stages.iterdir())) == 3 + 6 + 6 + 3
     shared = cells(played)["rotation-then-simclr-then-relative-location"][0].models[0]
-    alone = Played(study_config(ROTATION, SIMCLR, LOCATION), own("tasks", seeds=1), home)
+    alone = Played(study_config(ROTATION, SIMCLR, LOCATION), own("tasks", seeds=1), tmp_path)
+    # What the study before has played of it is not played again; the sites alone (3) and the pool have 3 stages each.
+    assert len(list(stages.iterdir())) == 3 + 6 + 6 + 3 + 4 * 3
     assert cells(alone)["federated"][0].models[0].backbone_sha256 == shared.backbone_sha256
 
 
-def test_the_stages_before_the_one_that_is_tuned_are_played_once(home, own):
+def test_the_stages_before_the_one_that_is_tuned_are_played_once(tmp_path, own):
     study = own("hyperparameters", seeds=1, options={"lr": (0.01, 0.001), "batch": (2, 4)})
-    played = Played(study_config(), study, home)
-    assert len(list((played.folder / "stages").iterdir())) == 1 + 4
+    played = Played(study_config(), study, tmp_path)
+    assert len(list((tmp_path / "stages").iterdir())) == 1 + 4
     assert played.table.reference == "lr 0.01, batch 4"
     assert len({cell[0].images for cell in cells(played).values()}) == 1
 
@@ -219,14 +222,14 @@ def test_given_weights_are_compared_and_begun_with(home, own, tmp_path):
         Played(config, study, home)
 
 
-def test_an_altered_stage_is_not_built_on(home, own):
+def test_an_altered_stage_is_not_built_on(tmp_path, own):
     config = study_config(SIMCLR)
-    played = Played(config, own("tasks", seeds=1), home)
+    played = Played(config, own("tasks", seeds=1), tmp_path)
     shutil.rmtree(played.folder / "cells")
-    for stage in (played.folder / "stages").iterdir():
+    for stage in (tmp_path / "stages").iterdir():
         save_weights(stage, new_backbone(config))
     with pytest.raises(RunFailed, match="its backbone was altered"):
-        Played(config, own("tasks", seeds=1), home)
+        Played(config, own("tasks", seeds=1), tmp_path)
 
 
 def test_a_site_that_misses_a_round_fails_the_cell(monkeypatch, home, own):
