@@ -34,7 +34,7 @@ class LocalState:
     def __init__(self, state_folder: Path, run: str, stage: int, kept: int, trial: int | None = None) -> None:
         self.run_folder = state_folder / "runs" / run
         self.of_stage = self.run_folder / f"stage-{stage:03d}"
-        self.folder = self.of_stage if trial is None else self.of_stage / f"trial-{trial:03d}"
+        self.folder = self.of_stage if trial is None else self.of_stage / f"trial-{trial:04d}"
         self._kept = kept
 
     def load_before(self, round_number: int) -> dict[str, Tensor] | None:

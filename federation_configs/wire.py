@@ -37,7 +37,7 @@ Loss = Annotated[float, Field(ge=0, le=LARGEST_LOSS)]
 SMALLEST_COMPARISON = BATCH
 LARGEST_COMPARISON = 4096
 MOST_BLOCKS = 64
-MOST_TRIALS = 1024
+MOST_TRIALS = 4096
 Rate = Annotated[float, Field(gt=0, le=1e4)]
 Likeness = Annotated[float, Field(ge=-1, le=1)]
 Rank = Annotated[float, Field(ge=1, le=LARGEST_COMPARISON)]

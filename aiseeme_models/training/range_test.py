@@ -15,7 +15,7 @@ from aiseeme_models.training.options import TrainingOptions
 
 _DIVERGED = 4.0  # times the smallest loss so far
 _MARGIN = 10.0  # how far the rate is taken below the one at which the loss turns
-_SURE = 3.0  # standard deviations
+_SURE = 5.0  # standard deviations: the lowest of many is low by chance
 _FEWEST = 10
 
 
@@ -87,7 +87,7 @@ def suggested_rate(rates: Sequence[float], losses: Sequence[float]) -> float | N
     diverged = np.flatnonzero(smooth > _DIVERGED * np.minimum.accumulate(smooth))
     smooth = smooth[: diverged[0] if len(diverged) else None]
     lowest, beginning = int(smooth.argmin()), slice(0, max(_FEWEST, len(rates) // 5))
-    scatter = float((values[: len(smooth)] - smooth)[beginning].std()) / np.sqrt(2 * reach + 1)
-    if smooth[beginning].mean() - smooth[lowest] <= _SURE * scatter:
+    scatter = float((values[: len(smooth)] - smooth)[beginning].std()) / np.sqrt(reach + 1)
+    if smooth[0] - smooth[lowest] <= _SURE * scatter:
         return None
     return max(rates[0], rates[lowest] / _MARGIN)

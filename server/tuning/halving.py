@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Running:
-    """A trial on its way to a rung.
+    """A trial on its way.
 
     Attributes:
         job: which.
         trial: its state may be further on, where a search is repeated after a crash.
+        rounds: of the whole trial.
         at: rounds that are done, as this search sees it.
-        until: rounds at the rung.
         failed: waves in a row in which no site's answer counted.
     """
 
     job: Job
     trial: Trial
-    at: int
-    until: int
+    rounds: int
+    at: int = 0
     failed: int = 0
 
     @property
-    def is_there(self) -> bool:
-        """Whether it has come to its rung, or is out."""
-        return self.at >= self.until or (self.trial.state.out is not None and self.at >= self.trial.state.rounds)
+    def has_ended(self) -> bool:
+        """Whether it has all its rounds, or is out."""
+        return self.at >= self.rounds or (self.trial.state.out is not None and self.at >= self.trial.state.rounds)
 
 
 class Halving:
@@ -51,6 +51,9 @@ class Halving:
 
     Sites take turns on a trial, and every trial takes as many steps a round, whichever site it is at. What is done next
     depends on what trials came to and on nothing else, so a search that goes on after a crash is the same search.
+
+    A setting begins anew at every rung, with its schedule over the rung's rounds, where the paper goes on with what it
+    has: a rate is judged after it has come down. In the middle of a schedule the best rates look bad.
 
     Args:
         search: what is looked for.
@@ -72,7 +75,7 @@ class Halving:
         self._slots = len(self._names) // self._sites
         fewest = min(search.sites[name].images for name in self._names)
         self._images = options.model_copy(update={"batch_size": max(sizes)}).steps(fewest) * max(sizes)
-        self._trials: list[Trial] = []
+        self._trials: dict[Job, Trial] = {}
 
     def play(self) -> FoundSetting:
         """Play all trials, and take the best setting.
@@ -88,20 +91,21 @@ class Halving:
             if not running:
                 break
             self._wave(running)
-            for one in [one for one in running if one.is_there]:
+            for one in [one for one in running if one.has_ended]:
                 running.remove(one)
-                asha.tell(one.job, self._error(one.trial, one.until))
+                asha.tell(one.job, self._error(one.trial))
                 one.trial.vector = None
-        best, states = asha.best(), [trial.state for trial in self._trials]
+        best, states = asha.best(), [trial.state for trial in self._trials.values()]
+        furthest = {job.candidate: trial for job, trial in sorted(self._trials.items(), key=lambda one: one[0].rung)}
         if best is None:
-            why = "; ".join(f"{trial.setting.title}: {trial.state.out}" for trial in self._trials)
+            why = "; ".join(f"{trial.setting.title}: {trial.state.out}" for trial in furthest.values())
             raise RunFailed(
                 f"stage {search.stage + 1}, {search.options.title}: no setting can be used ({why}): give tune.lr lower"
                 " rates"
             )
         return search.found(
             self._settings[best],
-            [trial.told for trial in self._trials],
+            [furthest[candidate].told for candidate in sorted(furthest)],
             judged_by=search.options.judged_by,
             steps=sum(state.steps for state in states),
             images=sum(state.images for state in states),
@@ -109,22 +113,21 @@ class Halving:
         )
 
     def _begun(self, job: Job) -> _Running:
-        if job.candidate == len(self._trials):
-            setting, search = self._settings[job.candidate], self._search
-            config = self._config(setting)
-            self._trials.append(Trial.open(job.candidate, setting, config, search.trials_folder, search.key))
-        at = self._rungs[job.rung - 1] if job.rung else 0
-        return _Running(job, self._trials[job.candidate], at, self._rungs[job.rung])
+        search, setting, rounds = self._search, self._settings[job.candidate], self._rungs[job.rung]
+        number = job.rung * len(self._settings) + job.candidate
+        trial = Trial.open(number, setting, self._config(setting, rounds), search.trials_folder, search.key)
+        self._trials[job] = trial
+        return _Running(job, trial, rounds)
 
-    def _config(self, setting: Setting) -> FederationConfig:
-        """The federation with a setting, its stage as long as the longest trial: the schedule runs over that."""
+    def _config(self, setting: Setting, rounds: int) -> FederationConfig:
+        """The federation with a setting, its stage as long as the trial: the schedule runs over that."""
         fewest = min(self._search.sites[name].images for name in self._names)
         steps = max(1, self._images // setting.batch_size)
         config = with_setting(
             self._search.config,
             self._search.stage,
             setting,
-            rounds=self._rungs[-1],
+            rounds=rounds,
             max_steps=steps,
             local_epochs=-(-steps // (fewest // setting.batch_size)),
             stop="rounds",
@@ -166,12 +169,11 @@ class Halving:
             placed.append(names)
         return placed
 
-    def _error(self, trial: Trial, rounds: int) -> float:
+    def _error(self, trial: Trial) -> float:
         """What a trial came to: told by the sites that have held-out images, once."""
-        error = trial.error_after(rounds)
-        if error is not None:
-            return error
-        search = self._search
+        if trial.error is not None:
+            return trial.error
+        search, rounds = self._search, trial.state.rounds
         nodes = {node: name for node, name in search.roster.nodes.items() if search.sites[name].validation > 1}
         beside = search.beside(trial.resume(search.model))
         question = search.question(trial.config, trial.number, rounds - 1)
@@ -190,7 +192,7 @@ class Halving:
             lacking = "score, which takes 64 labelled validation images of two classes or more"
         if told is None:
             raise RunFailed(f"stage {search.stage + 1}: no site could judge a setting: none told a {lacking}")
-        trial.state.errors[rounds] = told
+        trial.state.error = told
         trial.save(search.run, search.stage, search.round + rounds - 1, search.model)
         search.observer.note(f"{trial.setting.title}: {told:.4g} after {rounds} rounds")
         return told

@@ -1,4 +1,4 @@
-"""One setting that is tried: how far it has come, on the disk after each round so that nothing is tried twice."""
+"""One training of a setting that is tried, on the disk after each round so that nothing is tried twice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from federation_configs.loading import config_sha256
 from server.checkpoints import CheckpointStore
@@ -29,7 +29,7 @@ class TrialState(BaseModel):
 
     Attributes:
         rounds: rounds that are done.
-        errors: what it was judged to be, by the number of rounds after which it was.
+        error: what it was judged to be after its last round.
         out: why it was given up.
         steps, images, seconds: what it took, over all its sites.
     """
@@ -37,7 +37,7 @@ class TrialState(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     rounds: int = 0
-    errors: dict[int, float] = Field(default_factory=dict)
+    error: float | None = None
     out: str | None = None
     steps: int = 0
     images: int = 0
@@ -49,9 +49,9 @@ class Trial:
     """A setting on its way.
 
     Attributes:
-        number: which of the settings it is.
+        number: its own.
         setting: its rate and batch size.
-        config: the federation with it, its stage as long as the longest trial.
+        config: the federation with it, its stage as long as the trial.
         state: how far it has come.
         vector: ``(P,)`` float32; None while nobody trains it.
         store: its checkpoints.
@@ -70,7 +70,7 @@ class Trial:
         cls, number: int, setting: Setting, config: FederationConfig, folder: Path, key: Ed25519PrivateKey | None
     ) -> Trial:
         """The trial as it was left, or a new one; one whose checkpoint cannot be trusted begins anew."""
-        store = CheckpointStore(folder / f"trial-{number:03d}", 2, key)
+        store = CheckpointStore(folder / f"trial-{number:04d}", 2, key)
         trial = cls(number, setting, config, TrialState(), store)
         checkpoint = store.latest()
         if checkpoint is not None and checkpoint.manifest.config_sha256 == config_sha256(config):
@@ -111,18 +111,18 @@ class Trial:
             state=self.state.model_dump(mode="json"),
         )
 
-    def error_after(self, rounds: int) -> float | None:
-        """What it was judged to be after so many rounds: infinity where it was out, None where it was not judged."""
-        return self.state.errors.get(rounds, None if self.state.out is None else math.inf)
+    @property
+    def error(self) -> float | None:
+        """What it was judged to be: infinity where it is out, None where it was not judged."""
+        return self.state.error if self.state.out is None else math.inf
 
     @property
     def told(self) -> TriedSetting:
         """For results and reports."""
-        error = self.state.errors[max(self.state.errors)] if self.state.errors else None
         return TriedSetting(
             lr=self.setting.lr,
             batch_size=self.setting.batch_size,
             rounds=self.state.rounds,
-            error=error,
+            error=self.state.error,
             out=self.state.out,
         )

@@ -76,13 +76,17 @@ def test_rates_are_spread_evenly_and_shuffled_by_the_seed():
 @pytest.mark.parametrize(
     ("options", "rounds", "rungs"),
     [
-        ({}, 27, [1, 3]),  # nine settings: at three rounds three are left, and at nine there would be one
-        ({"candidates": 27}, 27, [1, 3, 9]),
-        ({"candidates": 27}, 9, [1, 3]),  # a third of the stage
-        ({"candidates": 27, "max_rounds": 9}, 9, [1, 3, 9]),
+        ({}, 9, [3, 9]),  # nine settings: at nine rounds three are left, and then there would be one
+        ({}, 10, [4, 10]),
+        ({"candidates": 27}, 27, [9, 27]),
+        ({"candidates": 27, "min_rounds": 2}, 27, [2, 6, 18]),
+        ({"candidates": 27, "min_rounds": 2, "max_rounds": 7}, 27, [2, 6, 7]),
+        ({"max_rounds": 3}, 9, [3]),
         ({}, 1, [1]),
+        ({}, 2, [1, 2]),
         ({"min_rounds": 4}, 3, [4]),
-        ({"candidates": 4, "reduction": 2}, 100, [1, 2]),
+        ({"candidates": 4, "reduction": 2}, 100, [50, 100]),
+        ({"candidates": 3}, 9, [3]),
     ],
 )
 def test_rungs_rise_as_long_as_there_is_a_choice(options, rounds, rungs):

@@ -42,8 +42,8 @@ class TuneOptions(Options):
         batch_sizes: batch sizes that are tried. Those that are too large for a site's images or for its memory, which
             it measures, are left out. With ``"range"`` the largest that is left is taken. Empty: the stage's own.
         reduction: of the settings that have come so far, one in this many goes on (asha; the paper's eta).
-        min_rounds: rounds of a setting before it is judged for the first time (asha).
-        max_rounds: rounds of a setting in all; None: a third of the stage's (asha, and 1 / reduction in general).
+        min_rounds: rounds of a setting when it is judged for the first time; None: the stage's / ``reduction`` (asha).
+        max_rounds: rounds of a setting when it is judged for the last time; None: the stage's (asha).
         score: ``"heldout"``: by the pretext loss of held-out images; ``"probe"``: by the sites' k-NN probes on their
             own labels. None: by the loss, where losses can be compared: one batch size, one task, and a loss that
             tells if the task was learnt better; else by the probe.
@@ -56,7 +56,7 @@ class TuneOptions(Options):
     candidates: int = Field(default=9, ge=2, le=256)
     batch_sizes: tuple[Batch, ...] = Field(default=(), strict=False)
     reduction: int = Field(default=3, ge=2, le=16)
-    min_rounds: int = Field(default=1, ge=1)
+    min_rounds: int | None = Field(default=None, ge=1)
     max_rounds: int | None = Field(default=None, ge=1)
     score: Literal["heldout", "probe"] | None = None
     sites: int = Field(default=1, ge=1)
@@ -68,7 +68,7 @@ class TuneOptions(Options):
             raise ValueError(f"lr is the smallest and the largest rate that are tried: {list(self.lr)} do not rise")
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
             raise ValueError("batch_sizes names a size twice")
-        if self.max_rounds is not None and self.max_rounds < self.min_rounds:
+        if self.max_rounds is not None and self.min_rounds is not None and self.max_rounds < self.min_rounds:
             raise ValueError(f"max_rounds = {self.max_rounds} is less than min_rounds = {self.min_rounds}")
         if len(self.batch_sizes) > 1 and self.score == "heldout" and self.method == "asha":
             raise ValueError("losses of other batch sizes cannot be compared: leave score out, or take 'probe'")
@@ -97,16 +97,16 @@ class TuneOptions(Options):
         return [found[place] for place in order.tolist()]
 
     def rungs(self, rounds: int) -> list[int]:
-        """After how many rounds a setting is judged: ``min_rounds``, and each time ``reduction`` times as many.
+        """Rounds of the trainings after which a setting is judged, each ``reduction`` times as long as the one before.
 
         At the last rung there are at least two settings to choose from, and it is not above ``max_rounds``.
 
         Args:
             rounds: the stage's own.
         """
-        most = max(self.min_rounds, self.max_rounds or -(-rounds // self.reduction))
-        rungs, left = [self.min_rounds], self.candidates // self.reduction
-        while left >= 2 and rungs[-1] * self.reduction <= most:
-            rungs.append(rungs[-1] * self.reduction)
+        most = max(self.min_rounds or 1, self.max_rounds or rounds)
+        rungs, left = [self.min_rounds or min(most, -(-rounds // self.reduction))], self.candidates // self.reduction
+        while left >= 2 and rungs[-1] < most:
+            rungs.append(min(most, rungs[-1] * self.reduction))
             left //= self.reduction
         return rungs
