@@ -1,11 +1,11 @@
 """The search of ``lr = "auto"`` beside an exhaustive grid: what it finds, and what it costs.
 
 Phantom hospitals, in one process. The grid trains the whole stage with every rate that the search may try, and each
-backbone is scored by a k-NN probe on patients that nobody has chosen by. The grid's choice is the rate with the smallest
-held-out pretext loss: what it can know. Its best is the rate with the best score: what nobody can. The search then plays
-the same stage with ``lr = "auto"``, from the same seed. Prints one line of JSON: for each seed and method the points of
-balanced accuracy that it is below either, and the images of its trials as a share of the grid's. Run from the checkout:
-``python -m benchmarks.tuner [--task simclr] [--seeds 0,1,2] [--rounds 9]``.
+backbone is scored by a k-NN probe on patients that nobody has chosen by. The grid's choice is the rate with the
+smallest held-out pretext loss: what it can know. Its best is the rate with the best score: what nobody can. The search
+then plays the same stage with ``lr = "auto"``, from the same seed. Prints one line of JSON: for each seed and method
+the points of balanced accuracy that it is below either, and the images of its trials as a share of the grid's. Run from
+the checkout: ``python -m benchmarks.tuner [--task simclr] [--seeds 0,1,2] [--rounds 9]``.
 """
 
 from __future__ import annotations

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from aiseeme_models.backbones import Backbone, Norm
+from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
 from aiseeme_models.registry import Registry
@@ -114,6 +115,22 @@ class PretextTask(nn.Module, ABC):
         Raises:
             InputError: with what is wrong and what would be right.
         """
+
+    @classmethod
+    def check_norm(cls, task: str, norm: Norm) -> None:
+        """Refuse a norm with which the task, called ``task``, was measured to collapse.
+
+        Raises:
+            InputError: with the norms that would do.
+        """
+        if norm not in cls.collapses_with:
+            return
+        *first, last = (repr(one) for one in get_args(Norm) if one not in cls.collapses_with)
+        fitting = f"{', '.join(first)} or {last}" if first else last
+        raise InputError(
+            f"{task} collapses with model.norm = {norm!r}: all images get nearly the same features, as was measured;"
+            f" use {fitting}"
+        )
 
     @property
     def backbone(self) -> Backbone:

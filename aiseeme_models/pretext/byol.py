@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from aiseeme_models.backbones import PER_IMAGE_NORMS, Backbone, Norm
-from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
 from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
@@ -65,11 +64,7 @@ class BYOL(PretextTask):
     @classmethod
     def check(cls, options: Options, *, norm: Norm, batch_size: int, image_size: int, channels: int) -> None:
         """See `PretextTask.check`: with plain group norm all features became one (loss 7e-6 on a toy set)."""
-        if norm in cls.collapses_with:
-            raise InputError(
-                "byol collapses with model.norm = 'group', where nothing keeps images apart: use 'group-ws' (no"
-                " statistics either, Richemond et al. 2020), 'batch' or 'batch-local'"
-            )
+        cls.check_norm("byol", norm)
 
     @property
     def _target(self) -> MomentumNetwork:

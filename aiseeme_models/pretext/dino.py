@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from aiseeme_models.backbones import Backbone, Norm
 from aiseeme_models.backbones.norm import norm_1d
-from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
 from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
@@ -135,11 +134,7 @@ class DINO(PretextTask):
     @classmethod
     def check(cls, options: Options, *, norm: Norm, batch_size: int, image_size: int, channels: int) -> None:
         """See `PretextTask.check`: with plain group norm the loss of a toy set ended at ln K, with equal features."""
-        if norm in cls.collapses_with:
-            raise InputError(
-                "dino collapses with model.norm = 'group', where the images' outputs differ too little from their"
-                " centre: use 'group-ws', 'batch' or 'batch-local'"
-            )
+        cls.check_norm("dino", norm)
         check_crops("dino", options_of(DINOOptions, options), image_size)
 
     def reset_local(self, generator: torch.Generator) -> None:

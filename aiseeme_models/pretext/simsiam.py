@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from aiseeme_models.backbones import PER_IMAGE_NORMS, Backbone, Norm
 from aiseeme_models.backbones.norm import norm_1d
-from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
 from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
@@ -56,11 +55,7 @@ class SimSiam(PretextTask):
         In 32 steps on a toy set features drew together to 0.1 to 0.4 of how far apart they were, with standardised
         weights too, at a loss of 0.006; in 320 steps no classifier could be trained on them.
         """
-        if norm in cls.collapses_with:
-            raise InputError(
-                f"simsiam collapses with model.norm = {norm!r}, where nothing keeps images apart: use 'batch' or"
-                " 'batch-local'"
-            )
+        cls.check_norm("simsiam", norm)
 
     def views(self, images: Tensor, augmentation: BatchAugmentation, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Two views of each image, ``(2B, C, H, W)``."""
