@@ -13,6 +13,7 @@ from federation_configs.wire import (
     LARGEST_COMPARISON,
     LONGEST_VALIDITY_S,
     AnalyseRequest,
+    FitRequest,
     RangeRequest,
     Request,
     RoundRequest,
@@ -98,7 +99,8 @@ def decide(
         raise Refusal(SiteError.BACKBONE_NOT_ALLOWED)
     if not _allows(policy.presets, config.images.preset):
         raise Refusal(SiteError.PRESET_NOT_ALLOWED)
-    batch = max(stage.batch_size for stage in stages)
+    sizes = request.sizes if isinstance(request, FitRequest) else ()
+    batch = max(*sizes, *(stage.batch_size for stage in stages), 1)
     if _exceeds(config.images.size, policy.max_image_size) or _exceeds(batch, policy.max_batch_size):
         raise Refusal(SiteError.TOO_LARGE)
     if _exceeds(config.rounds, policy.max_rounds):

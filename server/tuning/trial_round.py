@@ -49,7 +49,8 @@ class TrialRound:
             layout.slices,
         )
         self.aggregation.load_state(self.trial.optimizer_state)
-        most = max(1, len(self.nodes)) * federation.max_images_per_site
+        # Of all its sites, whoever is there: the same replies must give the same bits.
+        most = federation.min_sites * federation.max_images_per_site
         self.aggregation.start_round(self.vector, max_weight=most, scratch=self.trial.store.folder / "scratch")
         question = self.search.question(self.trial.config, self.trial.number, self.trial.state.rounds)
         self.lesson = TeachRequest(**question)

@@ -16,7 +16,16 @@ from client.site import Site
 from client.site_config import PolicyOptions, SiteConfig, load_site_config
 from client.site_home import SiteHome
 from client.survey import Survey
-from federation_configs.wire import DescribeRequest, EvaluateRequest, Request, SiteError, Stamp, TrainRequest
+from federation_configs.wire import (
+    DescribeRequest,
+    EvaluateRequest,
+    FitRequest,
+    RangeRequest,
+    Request,
+    SiteError,
+    Stamp,
+    TrainRequest,
+)
 from tests.conftest import REPOSITORY, tiny_config, write_pictures
 
 NOW = 1_800_000_000.0
@@ -82,6 +91,29 @@ def test_epochs_of_a_day_are_counted_with_the_round_that_is_asked() -> None:
     assert code(policy, training(), epochs_today=2.5) == SiteError.TOO_MANY_EPOCHS
     assert code(policy, evaluating(), epochs_today=9) is None
     assert code(policy, describing(), epochs_today=9) is None
+
+
+def test_a_range_test_counts_with_the_passes_that_it_takes() -> None:
+    request = RangeRequest(run="r", config=tiny_config(), **PLACE, rates=(1e-4, 1.0), steps=20)
+    policy = PolicyOptions(max_epochs_per_day=3)
+    for images, today, refused in (
+        (None, 2, None),  # not counted yet: one pass at least
+        (None, 2.5, SiteError.TOO_MANY_EPOCHS),
+        (40, 1, None),  # 10 batches of 4 a pass: two passes
+        (40, 1.5, SiteError.TOO_MANY_EPOCHS),
+        (39, 1, SiteError.TOO_MANY_EPOCHS),  # 9 batches a pass: three
+    ):
+        try:
+            decide(policy, request, epochs_today=today, images=images)
+            assert refused is None
+        except Refusal as refusal:
+            assert refusal.code == refused
+
+
+def test_no_batch_is_tried_that_is_larger_than_allowed() -> None:
+    request = FitRequest(run="r", config=tiny_config(), **PLACE, sizes=(4, 16))
+    assert code(PolicyOptions(max_batch_size=16), request) is None
+    assert code(PolicyOptions(max_batch_size=15), request) == SiteError.TOO_LARGE
 
 
 def test_a_stage_that_is_not_there_is_refused() -> None:
