@@ -167,10 +167,8 @@ class Visit:
             fields["images"] = len(site.rows)
         elif isinstance(request, TeachRequest):
             fields["images"] = 0
-        elif isinstance(request, TrainRequest | RangeRequest):
+        elif isinstance(request, TrainRequest | RangeRequest | FitRequest):
             fields["epochs"] = passes(request, training)
-        elif isinstance(request, FitRequest):
-            pass  # a few steps, of which nothing is kept
         else:
             fields["images"] = len(site.rows_of("validation", holdout))
             check_validation(fields["images"])

@@ -17,6 +17,7 @@ from aiseeme_models.atomic_files import as_system_error, replacing
 if TYPE_CHECKING:
     from torch import Tensor
 
+_MOST_TRIALS = 32
 _FILE = re.compile(r"round-(\d{6})\.safetensors")
 
 
@@ -28,7 +29,7 @@ class LocalState:
         run: the run's id.
         stage: index of the stage.
         kept: how many rounds are kept, so that the coordinator can go back to an older checkpoint.
-        trial: number of a setting that is tried; its state is apart, and forgotten when the stage itself is trained.
+        trial: number of a setting that is tried; its state is apart.
     """
 
     def __init__(self, state_folder: Path, run: str, stage: int, kept: int, trial: int | None = None) -> None:
@@ -60,17 +61,22 @@ class LocalState:
                 save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
             except SafetensorError as error:
                 raise as_system_error(error) from error
-        if self.folder == self.of_stage:
-            for trial in self.of_stage.glob("trial-*"):
-                shutil.rmtree(trial, ignore_errors=True)
+        trials = sorted(self.of_stage.glob("trial-*"), key=lambda folder: folder.stat().st_mtime)
+        for trial in trials[:-_MOST_TRIALS]:  # few are trained at the same time
+            shutil.rmtree(trial, ignore_errors=True)
         # A later round's state belongs to a history that is being replayed: it would never be read, and never pruned.
         rounds = [number for number in self._rounds() if number <= round_number]
         for number in set(self._rounds()) - set(sorted(rounds)[-self._kept :]):
             self._path(number).unlink()
-        if len(rounds) >= self._kept:  # nobody goes back to an earlier stage any more
+        if len(rounds) >= self._kept and self.folder == self.of_stage:  # nobody goes back to an earlier stage any more
             for stage in self.run_folder.glob("stage-*"):
                 if stage.name < self.of_stage.name:
                     shutil.rmtree(stage, ignore_errors=True)
+
+    def forget_trials(self) -> None:
+        """Remove what trials have left: the stage itself is trained now."""
+        for trial in self.of_stage.glob("trial-*"):
+            shutil.rmtree(trial, ignore_errors=True)
 
     def _rounds(self) -> list[int]:
         if not self.folder.is_dir():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from aiseeme_models.seeding import derive_seed
 from client.protection import Protection
 from client.refusals import Refusal
-from client.rounds import loaded_bench
+from client.rounds import loaded_bench, reporting
 from client.site import Site
 from federation_configs.wire import (
     FitReply,
@@ -47,6 +47,7 @@ def find_rate(site: Site, request: RangeRequest, weights: NDArray[np.float32]) -
         augmentation=bench.augmentation,
         seed=derive_seed(request.config.seed, "range", site.name, request.stage),
         device=torch.device(site.device),
+        on_step=reporting(site),
     )
     return RangeReply(
         site=site.name,
@@ -75,6 +76,7 @@ def find_batch(site: Site, request: FitRequest, weights: NDArray[np.float32]) ->
         augmentation=bench.augmentation,
         seed=derive_seed(request.config.seed, "fit", site.name, request.stage),
         device=torch.device(site.device),
+        on_step=reporting(site),
     )
     return FitReply(
         site=site.name,

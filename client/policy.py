@@ -6,6 +6,7 @@ from collections.abc import Collection
 from datetime import datetime
 
 from aiseeme_models.analysis.comparison import whole_batches
+from aiseeme_models.curriculum.tuning.ladder import STEPS_OF_A_SIZE, ladder
 from client.refusals import Refusal
 from client.schedule import ScheduleOptions
 from client.site_config import SMALLEST_SITE, PolicyOptions
@@ -107,19 +108,23 @@ def decide(
         raise Refusal(SiteError.TOO_MANY_ROUNDS)
     if needs_privacy and config.privacy is None:
         raise Refusal(SiteError.PRIVACY_REQUIRED)
-    epochs = passes(request, images) if isinstance(request, TrainRequest | RangeRequest) else 0
+    epochs = passes(request, images) if isinstance(request, TrainRequest | RangeRequest | FitRequest) else 0
     if epochs and _exceeds(epochs_today + epochs, policy.max_epochs_per_day):
         raise Refusal(SiteError.TOO_MANY_EPOCHS)
     if isinstance(request, AnalyseRequest) and _exceeds(comparisons_today + 1, policy.max_comparisons_per_day):
         raise Refusal(SiteError.TOO_MANY_COMPARISONS)
 
 
-def passes(request: TrainRequest | RangeRequest, images: int | None) -> int:
+def passes(request: TrainRequest | RangeRequest | FitRequest, images: int | None) -> int:
     """Passes over the site's ``images`` that a request takes; None: they are not counted yet, so at least one."""
     stage = request.config.curriculum.stage[request.stage]
     if isinstance(request, TrainRequest):
         return stage.local_epochs
-    return 1 if images is None else -(-request.steps // max(1, images // stage.batch_size))
+    if images is None:
+        return 1
+    if isinstance(request, RangeRequest):
+        return -(-request.steps // max(1, images // stage.batch_size))
+    return -(-STEPS_OF_A_SIZE * sum(size for size in ladder(request.sizes) if size <= images) // images)
 
 
 def check_images(policy: PolicyOptions, training_images: int) -> None:

@@ -36,6 +36,7 @@ from federation_configs.wire import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy as np
@@ -125,6 +126,8 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
     if request.trial is not None and protection.is_any:  # the budget counts a run's rounds, of which a trial is none
         raise Refusal(SiteError.WITHHELD)
     state = _state(site, request)
+    if request.trial is None:
+        state.forget_trials()
     # Before the charge: a round that fails for want of its teacher costs no privacy.
     distilled_from = _teacher(request, state.of_stage, weights[: bench.layout.backbone_size])
     spent = protection.charge(request)  # before an image is looked at
@@ -155,7 +158,6 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
     if stage.distill is not None and distilled_from is not None:
         previous = kept[_PREVIOUS].numpy() if kept and _PREVIOUS in kept else None
         lessons = teaching(bench, stage.distill, distilled_from, previous)
-    report = site.on_step
     try:
         outcome = train_round(
             bench.task,
@@ -172,7 +174,7 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
             optimizer_state=_below(_OPTIMIZER, kept) if kept and stage.carry_optimizer else None,
             gradients=private,
             teaching=lessons,
-            on_step=(lambda step, steps, loss: report(site.name, step, steps, loss)) if report else None,
+            on_step=reporting(site),
         )
         own = flatten(bench.task, bench.layout)
     except NonFiniteLoss:
@@ -273,6 +275,12 @@ def _collapsed(site: Site, request: TrainRequest, bench: Workbench) -> bool | No
         device=torch.device(site.device),
         untrained=untrained,
     )
+
+
+def reporting(site: Site) -> Callable[[int, int, float], None] | None:
+    """What a training calls at each step, where somebody at the site wants to know, or to interrupt it."""
+    report = site.on_step
+    return None if report is None else lambda step, steps, loss: report(site.name, step, steps, loss)
 
 
 def loaded_bench(site: Site, request: RoundRequest, weights: NDArray[np.float32]) -> Workbench:

@@ -197,7 +197,13 @@ def _check_tuned(stage: Stage, config: FederationConfig) -> None:
             )
     if config.holdout.validation == 0:
         raise InputError("lr = 'auto' judges by held-out images: holdout.validation is 0")
-    hard = [name for name in stage.tasks if not pretext_tasks[name].comparable_rounds]
+    if config.model.norm == "batch-local":
+        raise InputError(
+            "lr = 'auto' judges a setting at sites that have not trained it, where model.norm = 'batch-local' has no"
+            " statistics of it: use another norm, or give lr a number"
+        )
+    kinds = {name: pretext_tasks[name] for name in stage.tasks}
+    hard = [name for name, kind in kinds.items() if not (kind.comparable_rounds and kind.comparable_sites)]
     if stage.judged_by == "heldout" and hard:
         raise InputError(
             f"tune.score = 'heldout' goes by a loss that does not tell if {hard[0]} was learnt better: use 'probe'"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from federation_configs.records import Enclosure
 from federation_configs.wire import EvaluateRequest, ScoreRequest
 from server.observer import Observer
 from server.questions import Questions
-from server.replies import check_evaluation, check_score
+from server.replies import Refused, check_evaluation, check_score
 from server.run_state import SiteState, mean_over_sites
 
 
@@ -19,6 +19,7 @@ def heldout_at_sites(
     sites: Mapping[str, SiteState],
     beside: Enclosure,
     observer: Observer,
+    refused: Callable[[str, Refused], None] = lambda site, why: None,
 ) -> tuple[float | None, float]:
     """The pretext loss, the sites' weighted by their images (None where no site told it), and the seconds it took them.
 
@@ -29,7 +30,13 @@ def heldout_at_sites(
         sites: what they declared.
         beside: the stage's whole vector.
         observer: told of sites that did not tell.
+        refused: called with such a site, and why.
     """
+
+    def note(site: str, why: Refused) -> None:
+        observer.note(f"{site} did not measure the held-out loss: {why.sentence}")
+        refused(site, why)
+
     replies = [
         reply
         for _, reply in questions.valid(
@@ -40,7 +47,7 @@ def heldout_at_sites(
             lambda message, site, nonce: check_evaluation(
                 message, site=site, asked=asked, nonce=nonce, declared=sites[site].validation
             ),
-            lambda site, why: observer.note(f"{site} did not measure the held-out loss: {why.sentence}"),
+            note,
         )
     ]
     return mean_over_sites((reply.loss, reply.images) for reply in replies), sum(reply.seconds for reply in replies)

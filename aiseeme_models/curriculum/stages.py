@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -66,7 +66,7 @@ class Stage(TrainingOptions):
             if data.get("lr") == "paper":
                 data = _by_the_paper(name, data)
             if data.get("lr") == "auto":
-                data = {"tune": {}, **data, "lr": None}
+                data = {**data, "lr": None, "tune": {} if data.get("tune") is None else data["tune"]}
             if isinstance(data.get("tune"), dict):
                 data = _to_be_tuned(data)
         return data
@@ -81,8 +81,17 @@ class Stage(TrainingOptions):
         """What a setting is judged by, where the stage is tuned; see `TuneOptions.score`."""
         if self.tune is not None and self.tune.score is not None:
             return self.tune.score
-        comparable = all(pretext_tasks[name].comparable_rounds for name in self.tasks) and len(self.tasks) == 1
+        task = pretext_tasks[self.task]
+        comparable = task.comparable_rounds and task.comparable_sites and len(self.tasks) == 1
         return "heldout" if comparable and len(self.batch_sizes) == 1 else "probe"
+
+    @model_validator(mode="after")
+    def _trials_are_no_longer(self) -> Self:
+        for key in ("min_rounds", "max_rounds"):
+            rounds = None if self.tune is None else getattr(self.tune, key)
+            if rounds is not None and rounds > self.rounds:
+                raise InputError(f"tune.{key} = {rounds} is more than the stage's rounds = {self.rounds}")
+        return self
 
 
 def _to_be_tuned(data: dict[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,8 @@ class PretextTask(nn.Module, ABC):
         per_image: names of the buffers of ``local`` with one row for every training image of the site (memory banks).
         comparable_rounds: whether the held-out loss of a later round tells if the task was learnt better, which is what
             ``stop = "plateau"`` goes by. Not so where the loss becomes harder as a bank or clusters take shape.
+        comparable_sites: whether the held-out loss is the same at a site that has never trained the task. Not so where
+            it compares with a queue of the site.
         collapses_with: norms with which all images' features became one, as was measured; `check` refuses them.
     """
 
@@ -71,6 +73,7 @@ class PretextTask(nn.Module, ABC):
     rederived: tuple[str, ...] = ()
     per_image: tuple[str, ...] = ()
     comparable_rounds: ClassVar[bool] = True
+    comparable_sites: ClassVar[bool] = True
     collapses_with: ClassVar[frozenset[Norm]] = frozenset()
 
     shared: nn.ModuleDict

@@ -73,6 +73,7 @@ class MoCo(PretextTask):
     """Queries from the online encoder, keys from its moving average, negatives from the queue."""
 
     family = "instance"
+    comparable_sites = False  # negatives are the site's own queue
     paper = "Chen et al. 2020, arXiv 2003.04297"
     recipe = Recipe("sgd", 0.03, 256, 1e-4)
     options_type: ClassVar[type[QueueOptions]] = MoCoOptions

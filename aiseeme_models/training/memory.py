@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import resource
 import threading
 from collections.abc import Callable, Sequence
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
+from aiseeme_models.curriculum.tuning.ladder import STEPS_OF_A_SIZE, ladder
 from aiseeme_models.errors import is_out_of_memory
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.pretext.base import PretextTask
@@ -23,16 +27,21 @@ if TYPE_CHECKING:
 
 _SHARE = 0.9  # of what is free; a step of another moment may need a little more
 _SAMPLE_S = 0.002
-_STEPS = 2  # the optimiser makes its state in the first
-_SMALL = (8, 16)  # what they take says what the first of the sizes will
 _GROUP = Path("/sys/fs/cgroup")
 
 
 class Usage:
-    """What a process or a GPU uses: bytes at most since `begin`, and how many there may be."""
+    """What a process or a GPU uses, in bytes.
+
+    Attributes:
+        before: when `watched` was entered.
+        peak: at most, while it was open.
+        limit: how many there may be.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self.before = 0
         self.peak = 0
         self.limit = 0
 
@@ -47,6 +56,7 @@ class Usage:
     def _cuda(self) -> Iterator[None]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self._device)
+        self.before = torch.cuda.memory_reserved(self._device)
         free, total = torch.cuda.mem_get_info(self._device)
         fraction = torch.cuda.get_per_process_memory_fraction(self._device)
         self.limit = int(_SHARE * min(free + torch.cuda.memory_reserved(self._device), fraction * total))
@@ -58,7 +68,8 @@ class Usage:
     @contextmanager
     def _process(self) -> Iterator[None]:
         process, over = psutil.Process(), threading.Event()
-        self.peak = process.memory_info().rss
+        _give_back()
+        self.before = self.peak = process.memory_info().rss
         self.limit = int(_SHARE * (self.peak + _free_memory()))
 
         def sample() -> None:
@@ -84,11 +95,12 @@ def largest_batch(
     seed: int,
     device: torch.device,
     usage: Usage | None = None,
+    on_step: Callable[[int, int, float], None] | None = None,
 ) -> int:
     """The largest of some batch sizes with which the task can be trained in this device's memory; 0: none.
 
-    Steps are made with one size after the other, the smallest first. A size is not tried where the memory that the two
-    before it took says that it would not fit: a CPU's process would be killed, and not told.
+    Steps are made with one size after the other, the smallest first, no more than twice the one before. A size is not
+    tried where it would not fit if it took in proportion to the one before: a CPU's process would be killed, not told.
 
     The task is trained on the way, so its weights are of no use afterwards.
 
@@ -99,15 +111,17 @@ def largest_batch(
         sizes: batch sizes.
         augmentation, seed, device: as in `training.loop.train_round`.
         usage: measures memory; default: that of the device.
+        on_step: as in `training.loop.train_round`; what it raises ends the measurement.
     """
     usage = Usage(device) if usage is None else usage
-    largest, peaks = 0, [(0, 0)]
-    for size in sorted({*_SMALL, *sizes}):
+    largest, last, taken = 0, 0, 0
+    for size in ladder(sizes):
         if size > len(images) or size < task.minimum_batch:
             continue
-        if len(peaks) > 2 and _expected(peaks, size) > usage.limit:
+        if last and usage.before + taken * size / last > usage.limit:
             break
-        short = options.model_copy(update={"batch_size": size, "local_epochs": _STEPS, "max_steps": _STEPS})
+        few = {"batch_size": size, "local_epochs": STEPS_OF_A_SIZE, "max_steps": STEPS_OF_A_SIZE}
+        short = options.model_copy(update=few)
         try:
             with usage.watched():
                 train_round(
@@ -118,6 +132,7 @@ def largest_batch(
                     seed=seed,
                     stage_progress=(0.0, 0.0),
                     device=device,
+                    on_step=on_step,
                 )
         except NonFiniteLoss:
             pass  # a rate that is too high takes as much memory
@@ -127,16 +142,17 @@ def largest_batch(
             break
         if usage.peak > usage.limit:
             break
-        peaks.append((size, usage.peak))
+        last, taken = size, max(0, usage.peak - usage.before)
         if size in sizes:
             largest = size
     return largest
 
 
-def _expected(peaks: Sequence[tuple[int, int]], size: int) -> float:
-    """Bytes that a size will take: on the straight line through the last two."""
-    (smaller, less), (larger, more) = peaks[-2:]
-    return more + max(0.0, (more - less) / (larger - smaller)) * (size - larger)
+def _give_back() -> None:
+    """Have the allocator give back what it holds and does not use, so that what a step takes can be seen."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # glibc has it, others do not
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _free_memory() -> int:
@@ -146,9 +162,11 @@ def _free_memory() -> int:
     if data != resource.RLIM_INFINITY:
         free.append(max(0, data - psutil.Process().memory_info().data))
     try:
-        most, used = (_GROUP / "memory.max").read_text(), (_GROUP / "memory.current").read_text()
+        most, used = (_GROUP / "memory.max").read_text(), int((_GROUP / "memory.current").read_text())
+        told = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
     except OSError:
         return min(free)  # no control group, or an old kind
     if most.strip() != "max":
-        free.append(max(0, int(most) - int(used)))
+        cached = sum(int(told.get(kind, 0)) for kind in ("inactive_file", "active_file", "slab_reclaimable"))
+        free.append(max(0, int(most) - used + cached))  # what is cached of files is given up when it is needed
     return min(free)

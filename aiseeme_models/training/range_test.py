@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ def range_test(
     augmentation: BatchAugmentation,
     seed: int,
     device: torch.device,
+    on_step: Callable[[int, int, float], None] | None = None,
 ) -> float | None:
     """The rate that a training with a rate rising in equal ratios suggests (Smith 2017, arXiv 1506.01186).
 
@@ -40,7 +41,7 @@ def range_test(
         options: the stage's, of which rate, schedule, rounds and steps are left aside.
         rates: smallest and largest rate.
         steps: optimiser steps, over as many passes as they take.
-        augmentation, seed, device: as in `training.loop.train_round`.
+        augmentation, seed, device, on_step: as in `training.loop.train_round`.
 
     Returns:
         See `suggested_rate`.
@@ -52,6 +53,12 @@ def range_test(
     an_epoch = max(1, len(images) // options.batch_size)
     rising = options.model_copy(update={"local_epochs": -(-steps // an_epoch), "max_steps": steps, "lr": high})
     losses: list[float] = []
+
+    def note(step: int, of: int, loss: float) -> None:
+        losses.append(loss)
+        if on_step is not None:
+            on_step(step, of, loss)
+
     # What a rate does that is too high is no error here; the losses up to there tell where.
     with contextlib.suppress(NonFiniteLoss):
         train_round(
@@ -64,7 +71,7 @@ def range_test(
             device=device,
             factor=lambda progress: (low / high) ** (1 - progress),
             look_every=1,
-            on_step=lambda _step, _steps, loss: losses.append(loss),
+            on_step=note,
         )
     return suggested_rate([low * (high / low) ** (step / steps) for step in range(len(losses))], losses)
 

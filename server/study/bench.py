@@ -130,23 +130,25 @@ class Bench:
     ) -> tuple[Backbone, PlayedStage]:
         key = _key(config, sites, backbone)
         folder = self.home / STAGES / key
-        with held(folder):
-            return self._played(folder, config, place, sites, backbone)
+        if not (folder / STAGE_FILE).exists():
+            with held(folder):  # another study may want the same stage
+                self._play(folder, config, place, sites, backbone)
+        record = PlayedStage.model_validate_json((folder / STAGE_FILE).read_bytes())
+        played = read_backbone(folder / WEIGHTS_FILE, config)
+        if _digest(played) != record.backbone_sha256:
+            raise RunFailed(f"{folder}: its backbone was altered; remove the folder, and the stage is played again")
+        return played, record
 
-    def _played(
+    def _play(
         self,
         folder: Path,
         config: FederationConfig,
         place: int,
         sites: tuple[Site, ...],
         backbone: Backbone | None,
-    ) -> tuple[Backbone, PlayedStage]:
+    ) -> None:
         if (folder / STAGE_FILE).exists():
-            record = PlayedStage.model_validate_json((folder / STAGE_FILE).read_bytes())
-            played = read_backbone(folder / WEIGHTS_FILE, config)
-            if _digest(played) != record.backbone_sha256:
-                raise RunFailed(f"{folder}: its backbone was altered; remove the folder, and the stage is played again")
-            return played, record
+            return
         started = time.perf_counter()
         begins = None if backbone is None else Start(place, flat_backbone(config, place, backbone))
         here = [site.with_rows(site.name, site.rows, folder / "sites" / site.name) for site in sites]
@@ -179,7 +181,6 @@ class Bench:
         for used in ("sites", "checkpoints", "scratch", "teachers"):  # they have served their purpose
             shutil.rmtree(folder / used, ignore_errors=True)
         write_atomically(folder / STAGE_FILE, record.model_dump_json(indent=2).encode())
-        return played, record
 
 
 def _config_of(config: FederationConfig, training: Training, stages: Sequence[Any]) -> FederationConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,16 +14,17 @@ from federation_configs.wire import EvaluateRequest, ScoreRequest
 from server.heldout import heldout_at_sites, score_at_sites
 from server.tuning.settings import among, with_setting
 from server.tuning.trial import Trial
-from server.tuning.trial_round import TrialRound, play_together
+from server.tuning.trial_round import TrialRound, diverged, play_together
 
 if TYPE_CHECKING:
     from aiseeme_models.curriculum.tuning import Setting
     from federation_configs.schema import FederationConfig
     from server.tuning.found import FoundSetting
+    from server.tuning.plan import SearchPlan
     from server.tuning.tuning import Tuning
 
 
-@dataclass
+@dataclass(eq=False)
 class _Running:
     """A trial on its way.
 
@@ -30,52 +32,46 @@ class _Running:
         job: which.
         trial: its state may be further on, where a search is repeated after a crash.
         rounds: of the whole trial.
-        at: rounds that are done, as this search sees it.
-        failed: waves in a row in which no site's answer counted.
+        waves: how often it was asked to be trained, as this search sees it.
     """
 
     job: Job
     trial: Trial
     rounds: int
-    at: int = 0
-    failed: int = 0
+    waves: int = 0
 
     @property
     def has_ended(self) -> bool:
         """Whether it has all its rounds, or is out."""
-        return self.at >= self.rounds or (self.trial.state.out is not None and self.at >= self.trial.state.rounds)
+        state = self.trial.state
+        return self.waves >= state.waves and (state.rounds >= self.rounds or state.out is not None)
 
 
 class Halving:
     """Asynchronous successive halving in waves: in each every trial that runs is trained one round at its own sites.
 
-    Sites take turns on a trial, and every trial takes as many steps a round, whichever site it is at. What is done next
-    depends on what trials came to and on nothing else, so a search that goes on after a crash is the same search.
+    Sites take turns on a trial, and every trial takes as many steps a round, whichever site it is at. A setting that
+    diverges at two sites is given up; a site that does not answer costs a turn. What is done next depends on what
+    trials came to and on who is there, so a search that goes on after a crash is the same search.
 
     A setting begins anew at every rung, with its schedule over the rung's rounds, where the paper goes on with what it
     has: a rate is judged after it has come down. In the middle of a schedule the best rates look bad.
 
     Args:
         search: what is looked for.
-        sizes: batch sizes that fit.
-
-    Raises:
-        RunFailed: no site has images enough for the largest.
+        plan: what it has settled.
     """
 
-    def __init__(self, search: Tuning, sizes: list[int]) -> None:
-        self._search, tune, options = search, search.tune, search.options
-        search.gather()
-        self._names = list(search.able(max(sizes)).values())
-        if not self._names:
-            raise RunFailed(f"stage {search.stage + 1}: no site has the {max(sizes)} training images of a batch")
-        self._settings = tune.settings(options.learning_rate, sizes, search.config.seed)
+    def __init__(self, search: Tuning, plan: SearchPlan) -> None:
+        self._search, self._plan, tune, options = search, plan, search.tune, search.options
+        self._settings = tune.settings(options.learning_rate, plan.sizes, search.config.seed)
         self._rungs = tune.rungs(options.rounds)
-        self._sites = min(tune.sites, len(self._names))
-        self._slots = len(self._names) // self._sites
-        fewest = min(search.sites[name].images for name in self._names)
-        self._images = options.model_copy(update={"batch_size": max(sizes)}).steps(fewest) * max(sizes)
+        self._sites = min(tune.sites, len(plan.sites))
+        self._slots = len(plan.sites) // self._sites
+        largest = max(plan.sizes)
+        self._images = options.model_copy(update={"batch_size": largest}).steps(plan.fewest) * largest
         self._trials: dict[Job, Trial] = {}
+        self._resting: set[str] = set()
 
     def play(self) -> FoundSetting:
         """Play all trials, and take the best setting.
@@ -121,7 +117,6 @@ class Halving:
 
     def _config(self, setting: Setting, rounds: int) -> FederationConfig:
         """The federation with a setting, its stage as long as the trial: the schedule runs over that."""
-        fewest = min(self._search.sites[name].images for name in self._names)
         steps = max(1, self._images // setting.batch_size)
         config = with_setting(
             self._search.config,
@@ -129,58 +124,70 @@ class Halving:
             setting,
             rounds=rounds,
             max_steps=steps,
-            local_epochs=-(-steps // (fewest // setting.batch_size)),
+            local_epochs=-(-steps // (self._plan.fewest // setting.batch_size)),
             stop="rounds",
             on_collapse="note",
         )
         return check_config(among(config.model_dump(mode="json"), self._sites), where="a trial")
 
     def _wave(self, running: list[_Running]) -> None:
-        """A round of every trial, but of those that have had it already."""
-        placed = self._placed(running)
-        waiting = [(one, names) for one, names in zip(running, placed, strict=True) if one.trial.state.rounds <= one.at]
-        counts: Mapping[int, bool] = {}
+        """A round of every trial, but of those that have had it already.
+
+        Raises:
+            RunFailed: quorum is missed.
+        """
+        waiting = [one for one in running if one.trial.state.waves <= one.waves]
         if waiting:
             self._search.gather()
-            nodes = {name: node for node, name in self._search.roster.nodes.items()}
-            here = [
-                TrialRound(self._search, one.trial, {nodes[name]: name for name in names if name in nodes})
-                for one, names in waiting
-            ]
-            counts = play_together(self._search, here)
+        there = {name: node for node, name in self._search.roster.nodes.items() if name in self._plan.sites}
+        placed = self._placed(running, there)
+        asked = [(one, names) for one, names in zip(running, placed, strict=True) if one in waiting and names]
+        if waiting and not asked:
+            raise RunFailed(f"stage {self._search.stage + 1}: none of the sites that could try a setting is there")
+        rounds = [TrialRound(self._search, one.trial, {there[name]: name for name in names}) for one, names in asked]
+        play_together(self._search, rounds, there)
+        self._resting = {name for one in rounds for name in one.silent}
+        idle = [one for one, names in zip(running, placed, strict=True) if one in waiting and not names]
         for one in running:
-            if counts.get(one.trial.number, True):
-                one.at, one.failed = one.at + 1, 0
-                continue
-            one.failed += 1
-            if one.failed > self._search.config.federation.round_retries:
-                raise RunFailed(
-                    f"stage {self._search.stage + 1}: no site trained with {one.trial.setting.title} in {one.failed}"
-                    " rounds"
-                )
+            one.waves += one not in idle
 
-    def _placed(self, running: list[_Running]) -> list[list[str]]:
-        """The sites of every trial: the next ones in turn that are free, so that its rounds are at different sites."""
-        free, placed = list(self._names), []
+    def _placed(self, running: list[_Running], there: Mapping[str, int]) -> list[list[str]]:
+        """The sites of every trial: the next ones in turn that are free, so that its rounds are at different sites.
+
+        A site that said nothing about a trial is not asked for it again before all others were. One that said nothing
+        the last time comes after the others.
+        """
+        names, placed = self._plan.sites, []
+        free = [name for name in names if name in there]
         for one in running:
-            first = (one.trial.number + one.at + one.failed) * self._sites % len(self._names)
-            names = [name for name in [*self._names[first:], *self._names[:first]] if name in free][: self._sites]
-            free = [name for name in free if name not in names]
-            placed.append(names)
+            first = (one.trial.number + one.waves) * self._sites % len(names)
+            in_turn = sorted([*names[first:], *names[:first]], key=lambda name: name in self._resting)
+            silent = set(one.trial.state.silent)
+            left_out = set() if silent >= there.keys() else silent
+            chosen = [name for name in in_turn if name in free and name not in left_out][: self._sites]
+            free = [name for name in free if name not in chosen]
+            placed.append(chosen)
         return placed
 
     def _error(self, trial: Trial) -> float:
         """What a trial came to: told by the sites that have held-out images, once."""
         if trial.error is not None:
             return trial.error
-        search, rounds = self._search, trial.state.rounds
+        search, state = self._search, trial.state
         nodes = {node: name for node, name in search.roster.nodes.items() if search.sites[name].validation > 1}
         beside = search.beside(trial.resume(search.model))
-        question = search.question(trial.config, trial.number, rounds - 1)
+        question = search.question(trial.config, trial.number, state.rounds - 1)
         told: float | None
+        bad: list[str] = []
         if search.options.judged_by == "heldout":
             told, seconds = heldout_at_sites(
-                search.questions, EvaluateRequest(**question), nodes, search.sites, beside, search.observer
+                search.questions,
+                EvaluateRequest(**question),
+                nodes,
+                search.sites,
+                beside,
+                search.observer,
+                lambda site, why: bad.append(site) if diverged(why) else None,
             )
             search.training_s += 0.0 if search.parallel else seconds
             lacking = "held-out loss"
@@ -190,9 +197,12 @@ class Halving:
             )
             told = None if score is None else 1 - score
             lacking = "score, which takes 64 labelled validation images of two classes or more"
-        if told is None:
+        if bad:
+            state.out = "its held-out loss is no number"
+        elif told is None:
             raise RunFailed(f"stage {search.stage + 1}: no site could judge a setting: none told a {lacking}")
-        trial.state.error = told
-        trial.save(search.run, search.stage, search.round + rounds - 1, search.model)
-        search.observer.note(f"{trial.setting.title}: {told:.4g} after {rounds} rounds")
-        return told
+        else:
+            state.error = told
+            search.observer.note(f"{trial.setting.title}: {told:.4g} after {state.rounds} rounds")
+        trial.save(search.run, search.stage, state.waves + 1, search.model)
+        return math.inf if told is None or bad else told

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from federation_configs.loading import config_sha256
 from server.checkpoints import CheckpointStore
@@ -29,6 +29,10 @@ class TrialState(BaseModel):
 
     Attributes:
         rounds: rounds that are done.
+        waves: how often it was asked to be trained: more than ``rounds``, where sites did not answer.
+        failed: how often in a row no site's answer counted.
+        silent: sites that said nothing about it when they were asked, since one last counted.
+        diverged: sites at which it diverged; what has diverged at one may have been that site's fault.
         error: what it was judged to be after its last round.
         out: why it was given up.
         steps, images, seconds: what it took, over all its sites.
@@ -37,6 +41,10 @@ class TrialState(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     rounds: int = 0
+    waves: int = 0
+    failed: int = 0
+    silent: list[str] = Field(default_factory=list)
+    diverged: list[str] = Field(default_factory=list)
     error: float | None = None
     out: str | None = None
     steps: int = 0
@@ -86,13 +94,13 @@ class Trial:
             self.optimizer_state = {} if checkpoint is None else checkpoint.optimizer_state
         return self.vector
 
-    def save(self, run: str, stage: int, round_number: int, model: StageModel) -> None:
+    def save(self, run: str, stage: int, number: int, model: StageModel) -> None:
         """Write how far it has come.
 
         Args:
             run: the run's id.
             stage: index of the stage.
-            round_number: absolute number of its last round.
+            number: of the checkpoint; each is larger than the one before.
             model: the stage's.
 
         Raises:
@@ -101,7 +109,7 @@ class Trial:
         assert self.vector is not None
         self.store.save(
             run=run,
-            round=round_number,
+            round=number,
             stage=stage,
             round_in_stage=self.state.rounds,
             config_sha256=config_sha256(self.config),

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from federation_configs.transfer import restored
 from federation_configs.wire import SiteError, TeachRequest, TrainReply, TrainRequest
 from server.aggregation import Aggregation, UpdateRefused, build_aggregation
-from server.replies import NO_ANSWER, UPDATE_REFUSED, Refused, check_training, weights_of
+from server.replies import NO_ANSWER, UPDATE_REFUSED, Missed, Refused, check_training, weights_of
 
 if TYPE_CHECKING:
     from server.questions import Answer
     from server.tuning.trial import Trial
     from server.tuning.tuning import Tuning
 
-_FATAL = {
-    SiteError.NON_FINITE_LOSS.sentence: "its loss became infinite or not a number",
-    SiteError.OUT_OF_MEMORY.sentence: "a site ran out of memory",
-}
+_DIVERGED = frozenset({Missed.NOT_FINITE, Missed.OUT_OF_RANGE, Missed.NEGATIVE_VARIANCE})
+
+
+def diverged(why: Refused) -> bool:
+    """Whether an answer says that training has diverged: its loss is no number, or its weights are none to use."""
+    return why.code in _DIVERGED or why.sentence == SiteError.NON_FINITE_LOSS.sentence
 
 
 @dataclass
@@ -31,12 +33,14 @@ class TrialRound:
         trial: what is trained.
         nodes: at which sites.
         counted: their replies that hold.
+        silent: sites that said nothing about the setting.
     """
 
     search: Tuning
     trial: Trial
     nodes: dict[int, str]
     counted: list[TrainReply] = field(default_factory=list)
+    silent: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         federation, layout = self.trial.config.federation, self.search.model.layout
@@ -67,29 +71,41 @@ class TrialRound:
         if isinstance(outcome, TrainReply):
             self.counted.append(outcome)
             self.search.observer.site_answered(answer.site, outcome.images, outcome.seconds, outcome.loss)
-        elif outcome.sentence in _FATAL:
-            self.trial.state.out = _FATAL[outcome.sentence]
-        else:
-            self.search.observer.site_missed(answer.site, outcome)
-            if outcome.sentence == SiteError.TEACHER_MISSING.sentence:
-                self.search.teachers.holders.discard(answer.site)
+            return
+        self.search.observer.site_missed(answer.site, outcome)
+        if diverged(outcome):
+            self.trial.state.diverged = sorted({*self.trial.state.diverged, answer.site})
+            return
+        self.silent.append(answer.site)
+        if outcome.sentence == SiteError.TEACHER_MISSING.sentence:
+            self.search.teachers.holders.discard(answer.site)
+        if outcome.code is Missed.IMPOSSIBLE_COUNT:  # a runner that was started again counts its images anew
+            self.search.roster.forget(answer.node)
 
-    def finish(self) -> bool:
-        """Close the round, and write the trial's checkpoint; False where no site's answer says anything."""
-        state = self.trial.state
-        if not self.counted and state.out is None:
-            return False
-        state.steps += sum(reply.steps for reply in self.counted)
-        state.images += sum(reply.steps for reply in self.counted) * self.trial.setting.batch_size
-        state.seconds += sum(reply.seconds for reply in self.counted)
+    def finish(self, there: Collection[str]) -> None:
+        """Close the round, and write how far the trial has come.
+
+        Args:
+            there: the sites that could train it.
+        """
+        state, retries = self.trial.state, self.search.config.federation.round_retries
+        state.waves += 1
+        state.failed = 0 if self.counted else state.failed + 1
+        state.silent = [] if self.counted else sorted({*state.silent, *self.silent})
         if self.counted:
+            state.rounds += 1
+            state.steps += sum(reply.steps for reply in self.counted)
+            state.images += sum(reply.steps for reply in self.counted) * self.trial.setting.batch_size
+            state.seconds += sum(reply.seconds for reply in self.counted)
             self.trial.vector, self.trial.optimizer_state = self.aggregation.finish_round(), self.aggregation.state()
+        elif len(state.diverged) >= min(2, len(there)):
+            state.out = "training diverged"
+        elif state.failed > retries and {*there} <= {*state.silent, *state.diverged}:
+            state.out = "no site could train with it"
         collapsed = 2 * sum(bool(reply.collapsed) for reply in self.counted) > len(self.counted)
         if collapsed and self.search.is_blind_to_collapse:
             state.out = "its features became nearly the same for all images"
-        state.rounds += 1
-        self.trial.save(self.search.run, self.search.stage, self.asked.round, self.search.model)
-        return True
+        self.trial.save(self.search.run, self.search.stage, state.waves, self.search.model)
 
     def _opened(self, answer: Answer) -> TrainReply | Refused:
         if answer.message is None:
@@ -113,8 +129,8 @@ class TrialRound:
         return reply
 
 
-def play_together(search: Tuning, rounds: Sequence[TrialRound]) -> Mapping[int, bool]:
-    """Play trials' rounds at the same time; tells of each trial's number whether its round counts."""
+def play_together(search: Tuning, rounds: Sequence[TrialRound], there: Collection[str]) -> None:
+    """Play trials' rounds at the same time; ``there`` are the sites that could train any of them."""
     at = {name: one for one in rounds for name in one.nodes.values()}
     for one in rounds:
         search.teachers.teach(search.questions, one.lesson, one.nodes, search.observer)
@@ -124,4 +140,5 @@ def play_together(search: Tuning, rounds: Sequence[TrialRound]) -> Mapping[int, 
     seconds = [reply.seconds for one in rounds for reply in one.counted]
     if seconds:
         search.training_s += max(seconds) if search.parallel else sum(seconds)
-    return {one.trial.number: one.finish() for one in rounds}
+    for one in rounds:
+        one.finish(there)

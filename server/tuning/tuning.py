@@ -13,12 +13,14 @@ import numpy as np
 
 from aiseeme_models.curriculum.tuning import Setting, TuneOptions
 from aiseeme_models.errors import RunFailed
+from federation_configs.loading import config_sha256
 from federation_configs.records import Enclosure
 from federation_configs.transfer import outgoing
 from federation_configs.wire import FitRequest, RangeRequest
 from server.replies import check_fit, check_range
 from server.tuning.found import FoundSetting, TriedSetting
 from server.tuning.halving import Halving
+from server.tuning.plan import SearchPlan
 from server.tuning.settings import with_setting
 
 if TYPE_CHECKING:
@@ -85,8 +87,13 @@ class Tuning:
         Raises:
             RunFailed: no setting can be judged, or all of them fail.
         """
-        sizes = self._fitting(self.options.batch_sizes)
-        return _METHODS[self.tune.method](self, sizes)
+        self.gather()
+        plan = SearchPlan.load(self.trials_folder, config_sha256(self.config))
+        if plan is None:
+            plan = self._settle()
+            plan.save(self.trials_folder)
+        self.notes = list(plan.notes)
+        return _METHODS[self.tune.method](self, plan)
 
     @property
     def options(self) -> Stage:
@@ -163,22 +170,37 @@ class Tuning:
         self.observer.note(f"stage {self.stage + 1}, {self.options.title}: {found.sentence}")
         return found
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Tell what a person should know, now and in the results."""
         self.notes.append(text)
         self.observer.note(text)
 
-    def _fitting(self, sizes: tuple[int, ...]) -> list[int]:
-        """The batch sizes for which every site has the images, and the memory; one alone is not asked about."""
-        if len(sizes) == 1:
-            return list(sizes)
-        self.gather()
+    def _settle(self) -> SearchPlan:
+        """Which batch sizes and sites there are for the search."""
+        sizes = self._fitting(sorted(self.options.batch_sizes))
+        sites = tuple(self.able(max(sizes)).values())
+        if not sites:
+            raise RunFailed(f"stage {self.stage + 1}: no site has the {max(sizes)} training images of a batch")
+        return SearchPlan(
+            config_sha256=config_sha256(self.config),
+            sizes=tuple(sizes),
+            sites=sites,
+            fewest=min(self.sites[name].images for name in sites),
+            notes=tuple(self.notes),
+        )
+
+    def _fitting(self, sizes: list[int]) -> list[int]:
+        """The batch sizes for which every site has the images, and the memory; one alone is not asked about.
+
+        A site that does not tell may have no memory for more than the smallest.
+        """
         nodes = self.able(min(sizes))
-        if not nodes:
-            raise RunFailed(f"no site has {min(sizes)} training images, the smallest of tune.batch_sizes")
+        if len(sizes) == 1 or not nodes:
+            return sizes
         fewest = min(self.sites[name].images for name in nodes.values())
-        fitting = [size for size in sorted(sizes) if size <= fewest]
+        fitting = [size for size in sizes if size <= fewest]
         if len(fitting) < len(sizes):
-            self._note(f"batch sizes above {fewest} are left out: a site has no more training images")
+            self.note(f"batch sizes above {fewest} are left out: a site has no more training images")
         config = self.lowest(fitting[-1])
         asked = FitRequest(**self.question(config, None, 0), sizes=tuple(fitting))
         replies = self.questions.valid(
@@ -187,22 +209,23 @@ class Tuning:
             nodes,
             self.beside(self.model.vector),
             lambda message, site, nonce: check_fit(message, site=site, asked=asked, nonce=nonce),
-            lambda site, why: self.observer.note(f"{site} did not tell which batch fits: {why.sentence}"),
+            lambda site, why: self.note(f"{site} did not tell which batch fits: {why.sentence}"),
         )
-        for site, reply in sorted(replies, key=lambda pair: pair[0]):
-            larger = [size for size in fitting if size > reply.largest]
-            if larger:
-                self._note(f"batch sizes from {min(larger)} do not fit in the memory of {site}")
-                fitting = [size for size in fitting if size <= reply.largest]
+        told = {site: reply.largest for site, reply in replies}
+        for site in sorted(nodes.values()):
+            most = told.get(site, sizes[0])
+            larger = [size for size in fitting if size > most]
+            if larger and site in told:
+                self.note(f"batch sizes from {min(larger)} do not fit in the memory of {site}")
+            fitting = [size for size in fitting if size <= most]
         if not fitting:
             raise RunFailed(f"stage {self.stage + 1}: none of tune.batch_sizes fits in the memory of every site")
         return fitting
 
 
-def _by_range(search: Tuning, sizes: list[int]) -> FoundSetting:
+def _by_range(search: Tuning, plan: SearchPlan) -> FoundSetting:
     """The median of the rates that the sites' range tests suggest, weighted by their images."""
-    search.gather()
-    size, low_high = max(sizes), search.tune.rates(search.options.learning_rate)
+    size, low_high = max(plan.sizes), search.tune.rates(search.options.learning_rate)
     config = search.lowest(size)
     asked = RangeRequest(**search.question(config, None, 0), rates=low_high, steps=search.tune.steps)
     replies = dict(
@@ -214,7 +237,7 @@ def _by_range(search: Tuning, sizes: list[int]) -> FoundSetting:
             lambda message, site, nonce: check_range(
                 message, site=site, asked=asked, nonce=nonce, declared=search.sites[site].images
             ),
-            lambda site, why: search.observer.note(f"{site} made no range test: {why.sentence}"),
+            lambda site, why: search.note(f"{site} made no range test: {why.sentence}"),
         )
     )
     seconds = [reply.seconds for reply in replies.values()]
@@ -239,7 +262,7 @@ def _by_range(search: Tuning, sizes: list[int]) -> FoundSetting:
     )
 
 
-_METHODS = {"asha": lambda search, sizes: Halving(search, sizes).play(), "range": _by_range}
+_METHODS = {"asha": lambda search, plan: Halving(search, plan).play(), "range": _by_range}
 
 
 def forget_trials(folder: Path) -> None:

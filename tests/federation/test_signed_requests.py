@@ -62,7 +62,7 @@ def test_a_signed_request_is_answered_and_entered(kind: str, asked: Asked) -> No
     assert end[1]["privacy"] is None
     counts = {name: body[name] for name in ("train", "validation", "test", "rejected")} if kind == "describe" else None
     assert end[1].get("counts") == counts
-    assert start[1].get("epochs") == {"train": 1, "range": 2}.get(kind)  # 20 steps are two passes
+    assert start[1].get("epochs") == {"train": 1, "range": 2, "fit": 1}.get(kind)  # 20 steps are two passes
 
 
 @pytest.mark.parametrize("kind", TYPES)

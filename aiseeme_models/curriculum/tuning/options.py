@@ -54,7 +54,7 @@ class TuneOptions(Options):
     method: Literal["asha", "range"] = "asha"
     lr: tuple[Rate, Rate] | None = Field(default=None, strict=False)
     candidates: int = Field(default=9, ge=2, le=256)
-    batch_sizes: tuple[Batch, ...] = Field(default=(), strict=False)
+    batch_sizes: tuple[Batch, ...] = Field(default=(), strict=False, max_length=16)
     reduction: int = Field(default=3, ge=2, le=16)
     min_rounds: int | None = Field(default=None, ge=1)
     max_rounds: int | None = Field(default=None, ge=1)
@@ -70,6 +70,8 @@ class TuneOptions(Options):
             raise ValueError("batch_sizes names a size twice")
         if self.max_rounds is not None and self.min_rounds is not None and self.max_rounds < self.min_rounds:
             raise ValueError(f"max_rounds = {self.max_rounds} is less than min_rounds = {self.min_rounds}")
+        if self.method == "asha" and len(self.batch_sizes) > self.candidates:
+            raise ValueError(f"{len(self.batch_sizes)} batch_sizes are more than the {self.candidates} candidates")
         if len(self.batch_sizes) > 1 and self.score == "heldout" and self.method == "asha":
             raise ValueError("losses of other batch sizes cannot be compared: leave score out, or take 'probe'")
         return self
