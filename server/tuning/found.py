@@ -59,7 +59,7 @@ class FoundSetting(_Part):
         """For people."""
         how = {
             "asha": f"of {len(self.tried)} settings by successive halving",
-            "range": f"by a range test at {len(self.tried)} sites",
+            "range": f"by range tests ({len(self.tried)} suggested a rate)",
         }
         return (
             f"lr {self.lr:.3g} and batch {self.batch_size} were found {how[self.method]}, which took"

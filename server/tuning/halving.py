@@ -80,6 +80,10 @@ class Halving:
             RunFailed: no setting is left, none can be judged, or no site answers.
         """
         search, running = self._search, list[_Running]()
+        search.observer.note(
+            f"stage {search.stage + 1}, {search.options.title}: {len(self._settings)} settings are tried, for"
+            f" {', then '.join(map(str, self._rungs))} of {search.options.rounds} rounds, {self._slots} at a time"
+        )
         asha = Asha(len(self._settings), len(self._rungs), search.tune.reduction)
         while True:
             while len(running) < self._slots and (job := asha.next_job()) is not None:
@@ -174,7 +178,6 @@ class Halving:
         if trial.error is not None:
             return trial.error
         search, state = self._search, trial.state
-        nodes = {node: name for node, name in search.roster.nodes.items() if search.sites[name].validation > 1}
         beside = search.beside(trial.resume(search.model))
         question = search.question(trial.config, trial.number, state.rounds - 1)
         told: float | None
@@ -183,7 +186,7 @@ class Halving:
             told, seconds = heldout_at_sites(
                 search.questions,
                 EvaluateRequest(**question),
-                nodes,
+                search.judges,
                 search.sites,
                 beside,
                 search.observer,
@@ -193,7 +196,7 @@ class Halving:
             lacking = "held-out loss"
         else:
             score = score_at_sites(
-                search.questions, ScoreRequest(**question), nodes, search.sites, beside, search.observer
+                search.questions, ScoreRequest(**question), search.judges, search.sites, beside, search.observer
             )
             told = None if score is None else 1 - score
             lacking = "score, which takes 64 labelled validation images of two classes or more"
@@ -203,6 +206,7 @@ class Halving:
             raise RunFailed(f"stage {search.stage + 1}: no site could judge a setting: none told a {lacking}")
         else:
             state.error = told
-            search.observer.note(f"{trial.setting.title}: {told:.4g} after {state.rounds} rounds")
+            what = {"heldout": "held-out loss", "probe": "probe's error"}[search.options.judged_by]
+            search.observer.note(f"{trial.setting.title}, rounds {state.rounds}: {what} {told:.4g}")
         trial.save(search.run, search.stage, state.waves + 1, search.model)
         return math.inf if told is None or bad else told

@@ -141,6 +141,11 @@ class Tuning:
         lowest, _ = self.tune.rates(self.options.learning_rate)
         return with_setting(self.config, self.stage, Setting(lowest, batch_size))
 
+    @property
+    def judges(self) -> dict[int, str]:
+        """The nodes whose sites have declared held-out images."""
+        return {node: name for node, name in self.roster.nodes.items() if self.sites[name].validation > 1}
+
     def able(self, batch_size: int) -> dict[int, str]:
         """The nodes whose sites have images for a batch, by site."""
         nodes = sorted(self.roster.nodes.items(), key=lambda pair: pair[1])
@@ -177,6 +182,11 @@ class Tuning:
 
     def _settle(self) -> SearchPlan:
         """Which batch sizes and sites there are for the search."""
+        if self.tune.method == "asha" and not self.judges:
+            raise RunFailed(
+                f"stage {self.stage + 1}: lr = 'auto' judges by held-out images, and no site has 5 of them: a larger"
+                " holdout.validation gives more"
+            )
         sizes = self._fitting(sorted(self.options.batch_sizes))
         sites = tuple(self.able(max(sizes)).values())
         if not sites:

@@ -262,6 +262,14 @@ def _timeless(found):
     return found.model_copy(update={"seconds": 0.0})
 
 
+def test_sites_without_held_out_images_are_noticed_before_the_first_trial(federation):
+    made = federation(searching(tables={"holdout": {"test": 0.25, "validation": 0.01}}))
+    watch = Watch(made)
+    with pytest.raises(RunFailed, match="no site has 5 of them: a larger holdout.validation"):
+        made.play()
+    assert watch.trained == []
+
+
 def test_a_trial_that_the_coordinator_did_not_sign_begins_anew(federation, monkeypatch):
     made = federation(searching())
     key = Ed25519PrivateKey.generate()
