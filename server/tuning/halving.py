@@ -144,10 +144,10 @@ class Halving:
         if waiting:
             self._search.gather()
         there = {name: node for node, name in self._search.roster.nodes.items() if name in self._plan.sites}
+        if waiting and not there:
+            raise RunFailed(f"stage {self._search.stage + 1}: none of the sites that could try a setting is there")
         placed = self._placed(running, there)
         asked = [(one, names) for one, names in zip(running, placed, strict=True) if one in waiting and names]
-        if waiting and not asked:
-            raise RunFailed(f"stage {self._search.stage + 1}: none of the sites that could try a setting is there")
         rounds = [TrialRound(self._search, one.trial, {there[name]: name for name in names}) for one, names in asked]
         play_together(self._search, rounds, there)
         self._resting = {name for one in rounds for name in one.silent}
@@ -158,16 +158,16 @@ class Halving:
     def _placed(self, running: list[_Running], there: Mapping[str, int]) -> list[list[str]]:
         """The sites of every trial: the next ones in turn that are free, so that its rounds are at different sites.
 
-        A site that said nothing about a trial is not asked for it again before all others were. One that said nothing
-        the last time comes after the others.
+        A site that said nothing about a trial, or at which it diverged, is not asked for it again before all others
+        were. One that said nothing the last time comes after the others.
         """
         names, placed = self._plan.sites, []
         free = [name for name in names if name in there]
         for one in running:
             first = (one.trial.number + one.waves) * self._sites % len(names)
             in_turn = sorted([*names[first:], *names[:first]], key=lambda name: name in self._resting)
-            silent = set(one.trial.state.silent)
-            left_out = set() if silent >= there.keys() else silent
+            before = {*one.trial.state.silent, *one.trial.state.diverged}
+            left_out = set() if before >= there.keys() else before
             chosen = [name for name in in_turn if name in free and name not in left_out][: self._sites]
             free = [name for name in free if name not in chosen]
             placed.append(chosen)
