@@ -13,13 +13,15 @@ from client.refusals import code_of, error_reply, note
 from client.site import Site
 from federation_configs.records import nonce_of, pack, signature_of, unpack_body, unpack_weights
 from federation_configs.wire import (
+    AnalyseReply,
     AnalyseRequest,
+    DescribeReply,
     DescribeRequest,
     EvaluateRequest,
     FitRequest,
     RangeRequest,
-    Reply,
     Request,
+    RoundReply,
     RoundRequest,
     ScoreRequest,
     SiteError,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from client.gate import Visit
     from federation_configs.records import Floats
 
-    Answer = tuple[Reply, Floats | None]
+    Answer = tuple[DescribeReply | RoundReply | AnalyseReply, Floats | None]
 
 Asked = TypeVar("Asked", bound=Request)
 

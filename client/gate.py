@@ -24,7 +24,6 @@ from federation_configs.wire import (
     DescribeRequest,
     FitRequest,
     RangeRequest,
-    Reply,
     Request,
     RoundReply,
     RoundRequest,
@@ -176,14 +175,12 @@ class Visit:
             check_comparison(fields["images"])
             fields["images"] = whole_batches(fields["images"], request.images)
         with self._gate.ledger.locked():
-            if isinstance(
-                request, TrainRequest | RangeRequest | AnalyseRequest
-            ):  # again, as others may have begun meanwhile
+            if "epochs" in fields or isinstance(request, AnalyseRequest):  # again, as others may have begun meanwhile
                 self._gate.decide(request, self._gate.clock(), training)
             self._enter("started", **fields)
         self._begun = True
 
-    def answered(self, reply: Reply, content: RecordDict) -> None:
+    def answered(self, reply: DescribeReply | RoundReply | AnalyseReply, content: RecordDict) -> None:
         """Enter what is about to leave.
 
         Args:
@@ -202,8 +199,7 @@ class Visit:
             counts = reply.model_dump(mode="json", include={"train", "validation", "test", "rejected"})
             fields = {"images": reply.train + reply.validation, "counts": counts}
         else:
-            images = reply.images if isinstance(reply, RoundReply | AnalyseReply) else 0
-            fields = {"images": images, "steps": reply.steps if isinstance(reply, TrainReply) else 0}
+            fields = {"images": reply.images, "steps": reply.steps if isinstance(reply, TrainReply) else 0}
         seconds = round(time.monotonic() - self._since, 3)
         spent = reply.epsilon if isinstance(reply, TrainReply) else None
         self._enter("answered", **fields, seconds=seconds, bytes=length, sha256=digest, privacy=spent)

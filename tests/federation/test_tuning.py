@@ -452,6 +452,15 @@ def _played(made, told):
     return loop.play()
 
 
+def test_what_measuring_takes_is_known_and_allowed_before_an_image_is_used(asked, no_work):
+    """How many passes it is depends on the site's images, which are counted after the request was let in."""
+    asked.set_gate(PolicyOptions(max_epochs_per_day=3))
+    request = asked.request("fit").model_copy(update={"sizes": (4, 64)})  # 248 images in steps, of about 70
+    content = asked.signer.pack("fit", request, site="alpha", valid_s=600.0, beside=asked.beside("fit"))
+    assert asked.verdict("fit", content) == SiteError.TOO_MANY_EPOCHS
+    assert "fit" not in no_work
+
+
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
