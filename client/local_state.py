@@ -61,21 +61,24 @@ class LocalState:
                 save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
             except SafetensorError as error:
                 raise as_system_error(error) from error
-        trials = sorted(self.of_stage.glob("trial-*"), key=lambda folder: folder.stat().st_mtime)
-        for trial in trials[:-_MOST_TRIALS]:  # few are trained at the same time
-            shutil.rmtree(trial, ignore_errors=True)
         # A later round's state belongs to a history that is being replayed: it would never be read, and never pruned.
         rounds = [number for number in self._rounds() if number <= round_number]
         for number in set(self._rounds()) - set(sorted(rounds)[-self._kept :]):
             self._path(number).unlink()
-        if len(rounds) >= self._kept and self.folder == self.of_stage:  # nobody goes back to an earlier stage any more
+        if self.folder != self.of_stage:
+            self._forget_all_but(_MOST_TRIALS)  # few are trained at the same time
+        elif len(rounds) >= self._kept:  # nobody goes back to an earlier stage any more
             for stage in self.run_folder.glob("stage-*"):
                 if stage.name < self.of_stage.name:
                     shutil.rmtree(stage, ignore_errors=True)
 
     def forget_trials(self) -> None:
         """Remove what trials have left: the stage itself is trained now."""
-        for trial in self.of_stage.glob("trial-*"):
+        self._forget_all_but(0)
+
+    def _forget_all_but(self, newest: int) -> None:
+        trials = sorted(self.of_stage.glob("trial-*"), key=lambda folder: folder.stat().st_mtime, reverse=True)
+        for trial in trials[newest:]:
             shutil.rmtree(trial, ignore_errors=True)
 
     def _rounds(self) -> list[int]:

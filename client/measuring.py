@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiseeme_models.seeding import derive_seed
 from client.protection import Protection
@@ -29,26 +29,14 @@ if TYPE_CHECKING:
 
 def find_rate(site: Site, request: RangeRequest, weights: NDArray[np.float32]) -> RangeReply:
     """Train from the global ``weights`` ``(P,)`` with a rising rate; only the rate that this suggests leaves."""
-    import torch
-
     from aiseeme_models.training.range_test import range_test
 
     started = time.perf_counter()
     images = _training_images(site, request)
     if len(images) < request.config.curriculum.stage[request.stage].batch_size:
         raise Refusal(SiteError.BATCH_EXCEEDS_IMAGES)
-    bench = loaded_bench(site, request, weights)
-    rate = range_test(
-        bench.task,
-        images,
-        request.config.curriculum.stage[request.stage],
-        rates=request.rates,
-        steps=request.steps,
-        augmentation=bench.augmentation,
-        seed=derive_seed(request.config.seed, "range", site.name, request.stage),
-        device=torch.device(site.device),
-        on_step=reporting(site),
-    )
+    training = _training(site, request, weights, "range")
+    rate = range_test(images=images, rates=request.rates, steps=request.steps, **training)
     return RangeReply(
         site=site.name,
         round=request.round,
@@ -61,23 +49,11 @@ def find_rate(site: Site, request: RangeRequest, weights: NDArray[np.float32]) -
 
 def find_batch(site: Site, request: FitRequest, weights: NDArray[np.float32]) -> FitReply:
     """Make steps with batches of each size, as long as memory is there."""
-    import torch
-
     from aiseeme_models.training.memory import largest_batch
 
     started = time.perf_counter()
     images = _training_images(site, request)
-    bench = loaded_bench(site, request, weights)
-    largest = largest_batch(
-        bench.task,
-        images,
-        request.config.curriculum.stage[request.stage],
-        request.sizes,
-        augmentation=bench.augmentation,
-        seed=derive_seed(request.config.seed, "fit", site.name, request.stage),
-        device=torch.device(site.device),
-        on_step=reporting(site),
-    )
+    largest = largest_batch(images=images, sizes=request.sizes, **_training(site, request, weights, "fit"))
     return FitReply(
         site=site.name,
         round=request.round,
@@ -86,6 +62,21 @@ def find_batch(site: Site, request: FitRequest, weights: NDArray[np.float32]) ->
         largest=largest,
         seconds=time.perf_counter() - started,
     )
+
+
+def _training(site: Site, request: RoundRequest, weights: NDArray[np.float32], purpose: str) -> dict[str, Any]:
+    """What a training for a ``purpose`` is given beside its images, as `training.loop.train_round` calls it."""
+    import torch
+
+    bench = loaded_bench(site, request, weights)
+    return {
+        "task": bench.task,
+        "options": request.config.curriculum.stage[request.stage],
+        "augmentation": bench.augmentation,
+        "seed": derive_seed(request.config.seed, purpose, site.name, request.stage),
+        "device": torch.device(site.device),
+        "on_step": reporting(site),
+    }
 
 
 def _training_images(site: Site, request: RoundRequest) -> CachedImages:

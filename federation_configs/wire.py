@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from aiseeme_models.analysis.comparison import BATCH
+from aiseeme_models.curriculum.tuning import Batch
 from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.options import Options
 from federation_configs.schema import NAME, FederationConfig, ModelOptions
@@ -305,7 +306,7 @@ class FitRequest(RoundRequest):
         sizes: the batch sizes.
     """
 
-    sizes: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(strict=False, min_length=1, max_length=16)
+    sizes: tuple[Batch, ...] = Field(strict=False, min_length=1, max_length=16)
 
 
 class EvaluateRequest(RoundRequest):

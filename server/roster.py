@@ -14,7 +14,7 @@ from server.exchange import ask
 from server.observer import Observer
 from server.replies import NO_ANSWER, NOT_CONNECTED, WRONG_QUESTION, Missed, Refused, error_in
 from server.request_signing import RequestSigner, pack_for_any
-from server.run_state import RunState
+from server.run_state import RunState, SiteState
 
 if TYPE_CHECKING:
     from flwr.app import Message
@@ -99,6 +99,10 @@ class Roster:
     def forget(self, node: int) -> None:
         """Have a node describe itself again before it is asked anything else: it is not what it said it was."""
         self.nodes.pop(node, None)
+
+    def with_heldout(self, sites: Mapping[str, SiteState]) -> dict[int, str]:
+        """The nodes whose sites have declared validation images; ``sites`` is what they declared."""
+        return {node: name for node, name in self.nodes.items() if sites[name].validation > 1}
 
     def await_nodes(self, names: Iterable[str], patience_s: float, observer: Observer) -> None:
         """Wait until the nodes of these sites are connected, those of the sites that are not known yet too.

@@ -22,15 +22,15 @@ from federation_configs.transfer import outgoing, restored
 from federation_configs.wire import (
     EvaluateRequest,
     ScoreRequest,
-    SiteError,
     TeachRequest,
     TrainReply,
     TrainRequest,
 )
-from server.aggregation import Aggregation, UpdateRefused, build_aggregation
+from server.aggregation import Aggregation
 from server.checkpoint_manifest import CountedSite
 from server.checkpoints import CheckpointStore
 from server.collapse import collapse_in, ways_out
+from server.folding import aggregation_for, folded, forget_what_was_wrong
 from server.global_model import StageModel, start_of_stage
 from server.heldout import heldout_at_sites, score_at_sites
 from server.metrics_log import MetricsLog
@@ -39,11 +39,7 @@ from server.questions import Questions
 from server.quorum import Quorum
 from server.replies import (
     NO_ANSWER,
-    UPDATE_REFUSED,
-    Missed,
     Refused,
-    check_training,
-    weights_of,
 )
 from server.request_signing import RequestSigner
 from server.roster import Owners, Roster
@@ -142,7 +138,7 @@ class RoundLoop:
             if stage_ended and not state.finished:
                 backbone = vector[: model.layout.backbone_size]
                 model = start_of_stage(self.config, state.stage, backbone)
-                aggregation, vector = self._aggregation(model), model.vector
+                aggregation, vector = aggregation_for(self.config.federation, model.layout), model.vector
                 state.stages[state.stage].chance_loss = model.chance_loss
                 state.stages[state.stage].teacher = self._teachers.start_stage(state.stage, backbone)
             self._metrics.append(lines)
@@ -165,21 +161,21 @@ class RoundLoop:
     def _tune(self, state: RunState, model: StageModel) -> None:
         """Find what the stage that begins asks for; its trials are not rounds of the run."""
         search = Tuning(
-            self._found,
-            state.stage,
-            self.run,
-            self.folder,
-            state.round + 1,
-            model,
-            state.stages[state.stage].teacher,
-            state.sites,
-            self._roster,
-            self._questions,
-            self._teachers,
-            self.observer,
-            lambda: self._gather(state),
-            self.signing_key,
-            self.parallel,
+            config=self._found,
+            stage=state.stage,
+            run=self.run,
+            folder=self.folder,
+            round=state.round + 1,
+            model=model,
+            teacher=state.stages[state.stage].teacher,
+            sites=state.sites,
+            roster=self._roster,
+            questions=self._questions,
+            teachers=self._teachers,
+            observer=self.observer,
+            gather=lambda: self._gather(state),
+            key=self.signing_key,
+            parallel=self.parallel,
         )
         stage = state.stages[state.stage]
         stage.found = search.find()
@@ -207,7 +203,7 @@ class RoundLoop:
                 stages=stages,
                 sites={name: SiteState() for name in sorted(self.site_names)},
             )
-            aggregation = self._aggregation(model)
+            aggregation = aggregation_for(self.config.federation, model.layout)
             self._save(state, model, aggregation, model.vector, first, {})
             return state, model, aggregation
         if checkpoint.manifest.run != self.run:
@@ -219,7 +215,7 @@ class RoundLoop:
         if fresh.layout.digest != checkpoint.manifest.layout_sha256 or fresh.layout.size != checkpoint.vector.size:
             raise RunFailed(f"{self.folder}: its checkpoints hold a model of another architecture")
         model = StageModel(fresh.layout, checkpoint.vector, fresh.chance_loss)
-        aggregation = self._aggregation(model)
+        aggregation = aggregation_for(self.config.federation, model.layout)
         aggregation.load_state(checkpoint.optimizer_state)
         self._teachers.resume(state.stage, state.stages[state.stage].teacher)
         self._metrics.cut_after(state.round)
@@ -323,42 +319,16 @@ class RoundLoop:
         refused.update(self._roster.refused)
         nodes = {node: name for node, name in self._roster.nodes.items() if name not in counted}
         for answer in self._questions.ask("train", asked, nodes, beside):
-            name, message = answer.site, answer.message
-            outcome: TrainReply | Refused = NO_ANSWER
-            if message is not None:
-                declared = state.sites[name].images
-                outcome = check_training(message, site=name, asked=asked, nonce=answer.nonce, declared=declared)
-                if isinstance(outcome, TrainReply):
-                    outcome = self._fold(message, outcome, aggregation, restore, beside.size)
+            name = answer.site
+            outcome = folded(answer, asked, aggregation, restore, declared=state.sites[name].images, size=beside.size)
             if isinstance(outcome, Refused):
                 refused[name] = outcome
                 self.observer.site_missed(name, outcome)
-                if outcome.sentence == SiteError.TEACHER_MISSING.sentence:
-                    self._teachers.holders.discard(name)
-                if outcome.code is Missed.IMPOSSIBLE_COUNT:  # a runner that was started again counts its images anew
-                    self._roster.forget(answer.node)
+                forget_what_was_wrong(answer, outcome, self._teachers, self._roster)
             else:
                 refused.pop(name, None)
                 counted[name] = outcome
                 self.observer.site_answered(name, outcome.images, outcome.seconds, outcome.loss)
-
-    def _fold(
-        self,
-        message: Any,
-        reply: TrainReply,
-        aggregation: Aggregation,
-        restore: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-        size: int,
-    ) -> TrainReply | Refused:
-        weights = weights_of(message, size, self.config.federation.transfer)
-        if isinstance(weights, Refused):
-            return weights
-        try:
-            # With [site_privacy] all sites count alike: a large weight would be more than one site's noise hides.
-            aggregation.fold(restore(weights), reply.images if self.config.site_privacy is None else 1)
-        except UpdateRefused as error:
-            return Refused(UPDATE_REFUSED[error.code], f"the reply was refused: {error}")
-        return reply
 
     def _heldout(self, state: RunState, model: StageModel, vector: NDArray[np.float32]) -> float | None:
         """The held-out pretext loss of the new global weights: where it decides, and at the end of every stage."""
@@ -369,7 +339,12 @@ class RoundLoop:
             return None
         asked = EvaluateRequest(**self._question(state, model))
         loss, seconds = heldout_at_sites(
-            self._questions, asked, self._with_heldout(state), state.sites, self._beside(vector), self.observer
+            self._questions,
+            asked,
+            self._roster.with_heldout(state.sites),
+            state.sites,
+            self._beside(vector),
+            self.observer,
         )
         if not self.parallel:
             state.training_s += seconds
@@ -379,12 +354,13 @@ class RoundLoop:
         """How well the new global backbone tells the sites' own labels."""
         asked = ScoreRequest(**self._question(state, model))
         return score_at_sites(
-            self._questions, asked, self._with_heldout(state), state.sites, self._beside(vector), self.observer
+            self._questions,
+            asked,
+            self._roster.with_heldout(state.sites),
+            state.sites,
+            self._beside(vector),
+            self.observer,
         )
-
-    def _with_heldout(self, state: RunState) -> dict[int, str]:
-        """The nodes whose sites have declared validation images."""
-        return {node: name for node, name in self._roster.nodes.items() if state.sites[name].validation > 1}
 
     def _beside(self, vector: NDArray[np.float32]) -> Enclosure:
         return Enclosure(outgoing(vector, self.config.federation.transfer))
@@ -429,17 +405,6 @@ class RoundLoop:
             "round_in_stage": state.round_in_stage,
             "layout_sha256": model.layout.digest,
         }
-
-    def _aggregation(self, model: StageModel) -> Aggregation:
-        federation = self.config.federation
-        options = federation.aggregation_options.model_dump()
-        return build_aggregation(
-            federation.aggregation,
-            options,
-            model.layout.statistic_slices,
-            model.layout.variance_slices,
-            model.layout.slices,
-        )
 
     def _save(
         self,

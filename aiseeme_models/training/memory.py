@@ -45,12 +45,9 @@ class Usage:
         self.peak = 0
         self.limit = 0
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> AbstractContextManager[None]:
         """Measure ``peak``, in bytes, while this is open."""
-        watch: Callable[[], AbstractContextManager[None]] = self._cuda if self._device.type == "cuda" else self._process
-        with watch():
-            yield
+        return self._cuda() if self._device.type == "cuda" else self._process()
 
     @contextmanager
     def _cuda(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from aiseeme_models.curriculum.tuning import Batch
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.splits import Split
 from server.study.arms import Arm, Pretrained, StudyKind, study_kinds
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from federation_configs.schema import FederationConfig
 
 Rate = Annotated[float, Field(gt=0)]
-Batch = Annotated[int, Field(ge=1, le=65536)]
 
 
 @study_kinds.register("hyperparameters")

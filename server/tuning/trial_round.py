@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from federation_configs.transfer import restored
 from federation_configs.wire import SiteError, TeachRequest, TrainReply, TrainRequest
-from server.aggregation import Aggregation, UpdateRefused, build_aggregation
-from server.replies import NO_ANSWER, UPDATE_REFUSED, Missed, Refused, check_training, weights_of
+from server.folding import aggregation_for, folded, forget_what_was_wrong
+from server.replies import Missed, Refused
 
 if TYPE_CHECKING:
     from server.questions import Answer
@@ -43,15 +44,9 @@ class TrialRound:
     silent: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        federation, layout = self.trial.config.federation, self.search.model.layout
+        federation = self.trial.config.federation
         self.vector = self.trial.resume(self.search.model)
-        self.aggregation: Aggregation = build_aggregation(
-            federation.aggregation,
-            federation.aggregation_options.model_dump(),
-            layout.statistic_slices,
-            layout.variance_slices,
-            layout.slices,
-        )
+        self.aggregation = aggregation_for(federation, self.search.model.layout)
         self.aggregation.load_state(self.trial.optimizer_state)
         # Of all its sites, whoever is there: the same replies must give the same bits.
         most = federation.min_sites * federation.max_images_per_site
@@ -67,7 +62,15 @@ class TrialRound:
 
     def take(self, answer: Answer) -> None:
         """Fold an answer in, or see why it does not count."""
-        outcome = self._opened(answer)
+        federation, variances = self.trial.config.federation, self.search.model.layout.variance_slices
+        outcome = folded(
+            answer,
+            self.asked,
+            self.aggregation,
+            partial(restored, weights=self.vector, transfer=federation.transfer, variances=variances),
+            declared=self.search.sites[answer.site].images,
+            size=self.vector.size,
+        )
         if isinstance(outcome, TrainReply):
             self.counted.append(outcome)
             self.search.observer.site_answered(answer.site, outcome.images, outcome.seconds, outcome.loss)
@@ -77,10 +80,7 @@ class TrialRound:
             self.trial.state.diverged = sorted({*self.trial.state.diverged, answer.site})
             return
         self.silent.append(answer.site)
-        if outcome.sentence == SiteError.TEACHER_MISSING.sentence:
-            self.search.teachers.holders.discard(answer.site)
-        if outcome.code is Missed.IMPOSSIBLE_COUNT:  # a runner that was started again counts its images anew
-            self.search.roster.forget(answer.node)
+        forget_what_was_wrong(answer, outcome, self.search.teachers, self.search.roster)
 
     def finish(self, there: Collection[str]) -> None:
         """Close the round, and write how far the trial has come.
@@ -106,27 +106,6 @@ class TrialRound:
         if collapsed and self.search.is_blind_to_collapse:
             state.out = "its features became nearly the same for all images"
         self.trial.save(self.search.run, self.search.stage, state.waves, self.search.model)
-
-    def _opened(self, answer: Answer) -> TrainReply | Refused:
-        if answer.message is None:
-            return NO_ANSWER
-        declared = self.search.sites[answer.site].images
-        reply = check_training(
-            answer.message, site=answer.site, asked=self.asked, nonce=answer.nonce, declared=declared
-        )
-        if isinstance(reply, Refused):
-            return reply
-        transfer = self.trial.config.federation.transfer
-        weights = weights_of(answer.message, self.vector.size, transfer)
-        if isinstance(weights, Refused):
-            return weights
-        variances = self.search.model.layout.variance_slices
-        try:
-            whole = restored(weights, weights=self.vector, transfer=transfer, variances=variances)
-            self.aggregation.fold(whole, reply.images)
-        except UpdateRefused as error:
-            return Refused(UPDATE_REFUSED[error.code], f"the reply was refused: {error}")
-        return reply
 
 
 def play_together(search: Tuning, rounds: Sequence[TrialRound], there: Collection[str]) -> None:

@@ -144,7 +144,7 @@ class Tuning:
     @property
     def judges(self) -> dict[int, str]:
         """The nodes whose sites have declared held-out images."""
-        return {node: name for node, name in self.roster.nodes.items() if self.sites[name].validation > 1}
+        return self.roster.with_heldout(self.sites)
 
     def able(self, batch_size: int) -> dict[int, str]:
         """The nodes whose sites have images for a batch, by site."""

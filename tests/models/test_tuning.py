@@ -153,30 +153,15 @@ AUGMENTATION = BatchAugmentation(AugmentationOptions(), (0.5, 0.5, 0.5), (0.25, 
 
 
 def test_a_range_test_finds_a_rate_that_learns(tiny_task, toy_images):
-    images = toy_images(96)
-    options = TrainingOptions(batch_size=16, optimizer="sgd", schedule="step", max_steps=1)
-    rate = range_test(
-        tiny_task("rotation"),
-        images,
-        options,
-        rates=(1e-5, 100.0),
-        steps=80,
-        augmentation=AUGMENTATION,
-        seed=3,
-        device=torch.device("cpu"),
-    )
+    def tested(images, **rates):
+        options = TrainingOptions(batch_size=16, optimizer="sgd", schedule="step", max_steps=1)
+        how = {"augmentation": AUGMENTATION, "seed": 3, "device": torch.device("cpu")}
+        return range_test(tiny_task("rotation"), toy_images(images), options, **rates, **how)
+
+    rate = tested(96, rates=(1e-5, 100.0), steps=80)
     assert rate is not None and 1e-3 < rate < 5.0
     with pytest.raises(InputError, match="needs"):
-        range_test(
-            tiny_task("rotation"),
-            toy_images(0),
-            options,
-            rates=(1e-5, 1.0),
-            steps=20,
-            augmentation=AUGMENTATION,
-            seed=3,
-            device=torch.device("cpu"),
-        )
+        tested(0, rates=(1e-5, 1.0), steps=20)
 
 
 class Counted(Usage):
