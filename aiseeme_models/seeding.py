@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -18,4 +20,6 @@ def generator(seed: int, *names: str | int) -> torch.Generator:
 
     Random numbers are always drawn on the CPU and then moved, so that a run on a GPU sees the same draws.
     """
+    import torch
+
     return torch.Generator().manual_seed(derive_seed(seed, *names))

@@ -38,6 +38,11 @@ class LabelledImages:
     labels: list[str]
     rows: list[CatalogueRow]
 
+    @property
+    def patients(self) -> list[str]:
+        """The pseudonym of each image's patient or lesion."""
+        return [row.group for row in self.rows]
+
 
 @dataclass(frozen=True)
 class ProbeImages:
@@ -62,17 +67,18 @@ class ProbeImages:
         plain = self.augmentation.plain
         x = extract_features(candidate, self.train.images, plain, device=self.device)
         x_test = extract_features(candidate, self.test.images, plain, device=self.device)
-        y, y_test = self.train.labels, self.test.labels
+        y, y_test, who = self.train.labels, self.test.labels, self.test.patients
         return Probes(
-            linear=linear_probe(x, y, x_test, y_test, seed=self.config.seed),
-            knn=knn_probe(x, y, x_test, y_test, k=self.config.probe.k),
+            linear=linear_probe(x, y, x_test, y_test, seed=self.config.seed, test_patients=who),
+            knn=knn_probe(x, y, x_test, y_test, k=self.config.probe.k, test_patients=who),
         )
 
     def floor(self) -> ProbeScore:
         """The score of a thumbnail and the colours."""
         from aiseeme_models.downstream.floor import thumbnail_floor
 
-        return thumbnail_floor(self.train.images, self.train.labels, self.test.images, self.test.labels)
+        train, test = self.train, self.test
+        return thumbnail_floor(train.images, train.labels, test.images, test.labels, test_patients=test.patients)
 
     def ready(self, candidate: Backbone) -> Backbone:
         """``candidate``, or where its norm keeps no statistics a copy that has those of the training images."""

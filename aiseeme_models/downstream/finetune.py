@@ -55,6 +55,7 @@ def fine_tune(
     augmentation: BatchAugmentation,
     seed: int,
     device: torch.device | str,
+    test_patients: Sequence[str] | None = None,
 ) -> ProbeScore:
     """Train a copy of ``backbone`` with a linear head on labelled images, and score it on the test images.
 
@@ -73,6 +74,7 @@ def fine_tune(
         augmentation: random views for training, its `plain` for the test.
         seed: of subset, head, order and views.
         device: where to compute.
+        test_patients: ``M`` patients, whom the figures' intervals resample; None: no intervals.
 
     Raises:
         InputError: no training or no test images, lengths that differ, or a training that diverged.
@@ -82,13 +84,15 @@ def fine_tune(
     labels = [train_y[index] for index in chosen]
     names = sorted(set(labels))
     if len(names) == 1:
-        return score_predictions(labels, test_y, [names[0]] * len(test_y), np.zeros((len(test_y), 0)), [])
+        return score_predictions(
+            labels, test_y, [names[0]] * len(test_y), np.zeros((len(test_y), 0)), [], patients=test_patients
+        )
     network = _Classifier(copy.deepcopy(backbone), len(names), generator(seed, "fine-tune", "head")).to(device)
     target = torch.tensor([names.index(label) for label in labels])  # (n,)
     _train(network, train_images, torch.tensor(chosen), target, options, augmentation, seed, torch.device(device))
     probabilities = _probabilities(network, test_images, augmentation, device)
     predicted = [names[index] for index in probabilities.argmax(axis=1)]
-    return score_predictions(labels, test_y, predicted, probabilities, names)
+    return score_predictions(labels, test_y, predicted, probabilities, names, patients=test_patients)
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:

@@ -32,14 +32,20 @@ def thumbnail_features(images: ImageSource, *, batch_size: int = 256) -> NDArray
 
 
 def thumbnail_floor(
-    train_images: ImageSource, train_y: Sequence[str], test_images: ImageSource, test_y: Sequence[str]
+    train_images: ImageSource,
+    train_y: Sequence[str],
+    test_images: ImageSource,
+    test_y: Sequence[str],
+    *,
+    test_patients: Sequence[str] | None = None,
 ) -> ProbeScore:
     """`linear_probe` on `thumbnail_features`: a representation that does not beat this has learned nothing.
 
     Raises:
         InputError: see `linear_probe`.
     """
-    return linear_probe(thumbnail_features(train_images), train_y, thumbnail_features(test_images), test_y, seed=0)
+    x, x_test = thumbnail_features(train_images), thumbnail_features(test_images)
+    return linear_probe(x, train_y, x_test, test_y, seed=0, test_patients=test_patients)
 
 
 def _features(batch: Tensor) -> NDArray[np.float32]:

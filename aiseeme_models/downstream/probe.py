@@ -21,6 +21,7 @@ def linear_probe(
     test_y: Sequence[str],
     *,
     seed: int,
+    test_patients: Sequence[str] | None = None,
 ) -> ProbeScore:
     """Multinomial logistic regression on standardised features, classes weighted by their inverse frequency.
 
@@ -30,6 +31,7 @@ def linear_probe(
         test_x: ``(M, D)`` features.
         test_y: ``M`` labels.
         seed: handed to scikit-learn; its L-BFGS solver draws no random number, so every seed gives the same score.
+        test_patients: ``M`` patients (or lesions), whom the figures' intervals resample; None: no intervals.
 
     Raises:
         InputError: no training or no test images, lengths that differ, features that are not finite.
@@ -41,7 +43,7 @@ def linear_probe(
 
     _check(train_x, train_y, test_x, test_y)
     if len(set(train_y)) == 1:
-        return _only_class(train_y, test_y, k=None)
+        return _only_class(train_y, test_y, k=None, patients=test_patients)
     scaler = StandardScaler().fit(train_x.astype(np.float64))
     model = LogisticRegression(class_weight="balanced", max_iter=_MAX_ITERATIONS, random_state=seed)
     # One thread: the products are small, and with two on a busy machine the fit was measured ten times slower.
@@ -50,7 +52,8 @@ def linear_probe(
         model.fit(scaler.transform(train_x.astype(np.float64)), np.asarray(train_y, dtype=str))
     notes = [] if int(model.n_iter_[0]) < _MAX_ITERATIONS else [f"Not converged after {_MAX_ITERATIONS} iterations."]
     probabilities = _two_dimensional(model.predict_proba(scaler.transform(test_x.astype(np.float64))))
-    return _score(train_y, test_y, probabilities, [str(name) for name in model.classes_], k=None, notes=notes)
+    names = [str(name) for name in model.classes_]
+    return _score(train_y, test_y, probabilities, names, k=None, notes=notes, patients=test_patients)
 
 
 def knn_probe(
@@ -60,6 +63,7 @@ def knn_probe(
     test_y: Sequence[str],
     *,
     k: int = 20,
+    test_patients: Sequence[str] | None = None,
 ) -> ProbeScore:
     """Plain vote of the ``k`` training images of highest cosine similarity; ``k`` never exceeds the images there are.
 
@@ -71,6 +75,7 @@ def knn_probe(
         test_x: ``(M, D)`` features.
         test_y: ``M`` labels.
         k: neighbours that vote, at least 1; the number that really voted is in the result.
+        test_patients: see `linear_probe`.
 
     Raises:
         InputError: as `linear_probe`, or ``k`` below 1.
@@ -82,12 +87,13 @@ def knn_probe(
         raise InputError(f"k-NN probe: k is {k}, it must be at least 1")
     voters = min(k, len(train_x))
     if len(set(train_y)) == 1:
-        return _only_class(train_y, test_y, k=voters)
+        return _only_class(train_y, test_y, k=voters, patients=test_patients)
     notes = [f"Only {voters} training images: k is {voters}, not {k}."] if voters < k else []
     model = KNeighborsClassifier(n_neighbors=voters, metric="cosine", algorithm="brute")
     model.fit(train_x, np.asarray(train_y, dtype=str))
     votes = _two_dimensional(model.predict_proba(test_x))
-    return _score(train_y, test_y, votes, [str(name) for name in model.classes_], k=voters, notes=notes)
+    names = [str(name) for name in model.classes_]
+    return _score(train_y, test_y, votes, names, k=voters, notes=notes, patients=test_patients)
 
 
 def _check(
@@ -115,11 +121,15 @@ def _score(
     *,
     k: int | None,
     notes: list[str],
+    patients: Sequence[str] | None,
 ) -> ProbeScore:
     predicted = [names[index] for index in scores.argmax(axis=1)]
-    return score_predictions(train_y, test_y, predicted, scores, names, k=k, notes=notes)
+    return score_predictions(train_y, test_y, predicted, scores, names, k=k, notes=notes, patients=patients)
 
 
-def _only_class(train_y: Sequence[str], test_y: Sequence[str], *, k: int | None) -> ProbeScore:
+def _only_class(
+    train_y: Sequence[str], test_y: Sequence[str], *, k: int | None, patients: Sequence[str] | None
+) -> ProbeScore:
     """The score of the constant answer that one training class allows; a constant score has no AUC worth a figure."""
-    return score_predictions(train_y, test_y, [train_y[0]] * len(test_y), np.zeros((len(test_y), 0)), [], k=k)
+    answers, nothing = [train_y[0]] * len(test_y), np.zeros((len(test_y), 0))
+    return score_predictions(train_y, test_y, answers, nothing, [], k=k, patients=patients)

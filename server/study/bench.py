@@ -117,6 +117,7 @@ class Bench:
                 augmentation=self.images.augmentation,
                 seed=self.config.seed,
                 device=self.images.device,
+                test_patients=test.patients,
             )
         return ModelScores(name=name, backbone_sha256=_digest(backbone), stages=list(stages), scores=scores)
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 
-from aiseeme_models.downstream.metrics import one_against_rest_auc, score_predictions
+from aiseeme_models.downstream.metrics import score_predictions
+from aiseeme_models.downstream.ranking import one_against_rest_auc
 
 
 def brute_force_auc(scores: np.ndarray, positive: np.ndarray) -> float:
