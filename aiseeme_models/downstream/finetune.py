@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from aiseeme_models.backbones import Backbone
+from aiseeme_models.downstream.class_weights import one_less_frequency
 from aiseeme_models.downstream.features import ImageSource
+from aiseeme_models.downstream.losses import batch_loss, image_losses
 from aiseeme_models.downstream.metrics import ProbeScore, score_predictions
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
@@ -59,9 +60,9 @@ def fine_tune(
 ) -> ProbeScore:
     """Train a copy of ``backbone`` with a linear head on labelled images, and score it on the test images.
 
-    Random views as in pretraining, cross-entropy with the class weights of `class_weights`, and no choice of an epoch
-    by any held-out score: the last one counts. The same arguments give the same bits on the same machine with the same
-    number of threads.
+    Random views as in pretraining, cross-entropy with the class weights of `one_less_frequency`, and no choice of an
+    epoch by any held-out score: the last one counts. The same arguments give the same bits on the same machine with the
+    same number of threads.
 
     Args:
         backbone: where it starts; not changed.
@@ -93,20 +94,6 @@ def fine_tune(
     probabilities = _probabilities(network, test_images, augmentation, device)
     predicted = [names[index] for index in probabilities.argmax(axis=1)]
     return score_predictions(labels, test_y, predicted, probabilities, names, patients=test_patients)
-
-
-def class_weights(labels: Tensor, classes: int) -> Tensor:
-    """``w_c = 1 - n_c / N``, the weights of the project's fine-tuning: the rarer a class, the more its images count.
-
-    Args:
-        labels: ``(N,)`` int64 class indices.
-        classes: their number ``C``.
-
-    Returns:
-        ``(C,)`` float32.
-    """
-    counts = torch.bincount(labels, minlength=classes).double()
-    return (1.0 - counts / counts.sum()).float()
 
 
 def labelled_subset(labels: Sequence[str], patients: Sequence[str], fraction: float, seed: int) -> list[int]:
@@ -164,7 +151,8 @@ def _train(
     seed: int,
     device: torch.device,
 ) -> None:
-    weight = class_weights(target, network.head.out_features).to(device)
+    counts = torch.bincount(target, minlength=network.head.out_features)
+    weight = one_less_frequency(counts).to(device)
     optimizer = build_optimizer("adamw", network, lr=options.lr, weight_decay=options.weight_decay, momentum=0.9)
     views = generator(seed, "fine-tune", "views")
     batch = min(options.batch_size, len(chosen))
@@ -179,7 +167,8 @@ def _train(
             group["lr"] = options.lr * learning_rate_factor("cosine", 0.0, step / (options.epochs * per_epoch))
         optimizer.zero_grad(set_to_none=True)
         logits = network(augmentation(images.batch(chosen[rows]).to(device), views))
-        loss = functional.cross_entropy(logits.float(), target[rows].to(device), weight=weight)
+        truth = target[rows].to(device)
+        loss = batch_loss(image_losses(logits, truth), truth, weight)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     last = float(loss.detach())

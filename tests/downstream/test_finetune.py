@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aiseeme_models.backbones.initialise import initialise
 from aiseeme_models.downstream import finetune
-from aiseeme_models.downstream.finetune import FineTuneOptions, class_weights, fine_tune, labelled_subset
+from aiseeme_models.downstream.finetune import FineTuneOptions, fine_tune, labelled_subset
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.images.augmentation_options import AugmentationOptions
@@ -105,11 +105,6 @@ def test_every_weight_of_the_backbone_is_trained():
     finetune._train(network, train, torch.arange(20), target, options, AUGMENTATION, 9, torch.device("cpu"))
     still = [name for name, weight in network.named_parameters() if torch.equal(weight, before[name])]
     assert still == []
-
-
-def test_class_weights_are_one_less_the_share():
-    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 2])
-    torch.testing.assert_close(class_weights(labels, 3), torch.tensor([0.4, 0.7, 0.9]))
 
 
 def test_one_step_descends_the_weighted_cross_entropy():
