@@ -40,7 +40,7 @@ def eigen_cam(backbone: Backbone, head: nn.Module, images: Tensor, classes: Tens
     """
     features = _feature_map(backbone, images)
     rows = features.flatten(2).transpose(1, 2).double()  # (B, h * w, D)
-    direction = torch.linalg.svd(rows, full_matrices=False).Vh[:, :1]  # (B, 1, D)
+    direction: Tensor = torch.linalg.svd(rows, full_matrices=False).Vh[:, :1]  # (B, 1, D)
     projected = (rows @ direction.transpose(1, 2)).squeeze(2)  # (B, h * w)
     projected = projected * projected.sum(dim=1, keepdim=True).sign()
     return projected.relu().view(len(images), *features.shape[2:]).float()
