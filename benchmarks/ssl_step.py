@@ -35,9 +35,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from aiseeme_models.backbones import build_backbone, initialise
+from aiseeme_models.curriculum.stage_tasks import build_task
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.images.augmentation_options import AugmentationOptions
-from aiseeme_models.pretext import PretextTask, build_task, pretext_tasks
+from aiseeme_models.pretext import PretextTask, pretext_tasks
 from aiseeme_models.seeding import generator
 from aiseeme_models.training.optimizers import build_optimizer
 

@@ -40,7 +40,7 @@ def audit(
     image of the hospital is read, and nothing is charged to its budget.
     """
     from aiseeme_models.backbones import build_backbone, initialise
-    from aiseeme_models.pretext import build_task
+    from aiseeme_models.curriculum.stage_tasks import build_task
     from aiseeme_models.privacy.accounting import noise_for
     from aiseeme_models.privacy.audit import audit as run_audit
     from aiseeme_models.seeding import generator

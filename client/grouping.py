@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from client.scan_result import CatalogueRow
 
 # What de-identification tools write instead of an id: it names nobody, so it must not make everybody one patient.
 _PLACEHOLDER_WORDS = """
@@ -29,6 +33,14 @@ class Identity:
 
     tokens: tuple[str, ...]
     point: tuple[int, int]
+
+
+def lasting_names(rows: Sequence[CatalogueRow]) -> list[str]:
+    """Each row's group named by its smallest content: pseudonyms differ between homes, dealing must not."""
+    smallest: dict[str, str] = {}
+    for row in rows:
+        smallest[row.group] = min(smallest.get(row.group, row.content), row.content)
+    return [smallest[row.group] for row in rows]
 
 
 def group(identities: Sequence[Identity]) -> list[tuple[str, int]]:

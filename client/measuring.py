@@ -6,10 +6,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from aiseeme_models.seeding import derive_seed
+from client.classifying import begin_classes
 from client.protection import Protection
 from client.refusals import Refusal
 from client.rounds import loaded_bench, reporting
 from client.site import Site
+from client.stage_images import stage_images
 from federation_configs.wire import (
     FitReply,
     FitRequest,
@@ -69,6 +71,7 @@ def _training(site: Site, request: RoundRequest, weights: NDArray[np.float32], p
     import torch
 
     bench = loaded_bench(site, request, weights)
+    begin_classes(bench.task, request, stage_images(site, request.config, request.stage, "train").targets)
     return {
         "task": bench.task,
         "options": request.config.curriculum.stage[request.stage],
@@ -83,7 +86,7 @@ def _training_images(site: Site, request: RoundRequest) -> CachedImages:
     config = request.config
     if Protection(site, config).is_any:  # nothing accounts for what these figures tell
         raise Refusal(SiteError.WITHHELD)
-    images = site.images(config.images, "train", config.holdout)
+    images = stage_images(site, config, request.stage, "train").images
     if len(images) == 0:
         raise Refusal(SiteError.NO_IMAGES)
     return images

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from aiseeme_models import __version__
 from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.seeding import derive_seed, generator
+from client.classifying import balanced, begin_classes, classifier, rate_factor, told_class_losses, told_classes
 from client.local_state import LocalState
 from client.own_model import OwnModel
 from client.protection import Protection
 from client.refusals import Refusal
 from client.site import Site
+from client.stage_images import stage_images
 from client.teacher import keep_teacher, kept_teacher, teaching
 from federation_configs.privacy_plan import told_patients
 from federation_configs.transfer import answer
@@ -43,9 +45,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from aiseeme_models.images.splits import Split
+    from aiseeme_models.training.loop import StepGradients
     from client.workbench import Workbench
     from federation_configs.records import Floats
 
+_SPLITS: tuple[Split, Split] = ("train", "validation")
 _OPTIMIZER = "optimizer/"
 _LOCAL = "local/"
 _BOUND = "privacy/bound"
@@ -59,7 +64,8 @@ def describe(site: Site, request: DescribeRequest) -> DescribeReply:
     config = request.config
     protection = Protection(site, config)
     protection.check_affordable(request.run)
-    counts = {split: len(site.images(config.images, split, config.holdout)) for split in ("train", "validation")}
+    first = {split: stage_images(site, config, 0, split) for split in _SPLITS}
+    counts = {split: len(one.images) for split, one in first.items()}
     if counts["train"] == 0:
         raise Refusal(SiteError.NO_IMAGES)
     if counts["train"] < SMALLEST_COUNT:
@@ -85,6 +91,7 @@ def describe(site: Site, request: DescribeRequest) -> DescribeReply:
         test=small_count(len(site.rows_of("test", config.holdout))),
         train=counts["train"],
         validation=counts["validation"],
+        classes=None if protection.is_any else told_classes(config, first["train"].targets),
     )
 
 
@@ -131,7 +138,8 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
     # Before the charge: a round that fails for want of its teacher costs no privacy.
     distilled_from = _teacher(request, state.of_stage, weights[: bench.layout.backbone_size])
     spent = protection.charge(request)  # before an image is looked at
-    images = site.images(config.images, "train", config.holdout)
+    data = stage_images(site, config, request.stage, "train")
+    images = data.images
     if len(images) == 0:
         raise Refusal(SiteError.NO_IMAGES)
     if config.privacy is None and len(images) < stage.batch_size:
@@ -154,6 +162,12 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
         )
 
     start()
+    task, factor = classifier(bench.task), None
+    gradients: StepGradients | None = private
+    begin_classes(bench.task, request, data.targets)
+    if task is not None and data.targets is not None:
+        gradients = balanced(task, request, data.targets, protection.view_seed(request))
+        factor = rate_factor(task, request)
     lessons = None
     if stage.distill is not None and distilled_from is not None:
         previous = kept[_PREVIOUS].numpy() if kept and _PREVIOUS in kept else None
@@ -172,9 +186,10 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
             device=torch.device(site.device),
             proximal_mu=request.proximal_mu,
             optimizer_state=_below(_OPTIMIZER, kept) if kept and stage.carry_optimizer else None,
-            gradients=private,
+            gradients=gradients,
             teaching=lessons,
             on_step=reporting(site),
+            factor=factor,
         )
         own = flatten(bench.task, bench.layout)
     except NonFiniteLoss:
@@ -193,7 +208,8 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
             keep[_OWN] = torch.from_numpy(own)
             if scale is not None:
                 keep[_OWN_SCALE] = torch.tensor(scale, dtype=torch.float64)
-    collapsed = _collapsed(site, request, bench) if spent is None else None
+    # The features of a class may well become one: that is what a classifier is for.
+    collapsed = _collapsed(site, request, bench) if spent is None and task is None else None
     if private is not None:
         keep[_BOUND] = torch.tensor(private.bound, dtype=torch.float64)
     if keep:
@@ -208,6 +224,7 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
         loss=told_loss(outcome.loss) if spent is None else None,
         epsilon=spent,
         collapsed=collapsed,
+        class_losses=told_class_losses(task) if spent is None and task is not None else None,
         seconds=seconds if spent is None else float(math.ceil(seconds)),
     )
     trained = protection.outgoing(own, weights)
@@ -227,8 +244,9 @@ def evaluate(site: Site, request: EvaluateRequest, weights: NDArray[np.float32])
     config, stage = request.config, request.config.curriculum.stage[request.stage]
     if Protection(site, config).is_any:  # it would be an exact mean over patients
         raise Refusal(SiteError.WITHHELD)
-    images = site.images(config.images, "validation", config.holdout)
-    bench = loaded_bench(site, request, weights)
+    data = stage_images(site, config, request.stage, "validation")
+    images, bench = data.images, loaded_bench(site, request, weights)
+    begin_classes(bench.task, request, data.targets)
     try:
         loss, count = heldout_loss(
             bench.task,
@@ -293,7 +311,7 @@ def loaded_bench(site: Site, request: RoundRequest, weights: NDArray[np.float32]
     load_flat(bench.task, bench.layout, weights)
     bench.start_local(
         _below(_LOCAL, kept) if kept else None,
-        len(site.images(config.images, "train", config.holdout)),
+        len(stage_images(site, config, request.stage, "train").images),
         generator(config.seed, "local", site.name, request.stage),
     )
     return bench

@@ -90,6 +90,12 @@ class Site:
         """Whose each of `images` is: pseudonyms of patients, or of what is known in their place."""
         return [row.group for row in self._open(options, split, holdout)[1]]
 
+    def images_and_rows(
+        self, options: ImageOptions, split: Split, holdout: HoldOut
+    ) -> tuple[CachedImages, list[CatalogueRow]]:
+        """The preprocessed images of a split, as `images` gives them, and the catalogue's row of each."""
+        return self._open(options, split, holdout)
+
     def labelled(self, options: ImageOptions, split: Split, holdout: HoldOut) -> Labelled:
         """Those of `images` that have a label."""
         images, rows = self._open(options, split, holdout)

@@ -111,9 +111,9 @@ class PolicyOptions(Options):
             return None
         for name in names:
             if field.field_name == "tasks":
-                from aiseeme_models.pretext import pretext_tasks
+                from aiseeme_models.curriculum.stage_tasks import stage_tasks
 
-                pretext_tasks[name]  # InputError is a ValueError: pydantic reports it with the key
+                stage_tasks[name]  # InputError is a ValueError: pydantic reports it with the key
             elif field.field_name == "backbones":
                 from aiseeme_models.backbones import backbones
 

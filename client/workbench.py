@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from aiseeme_models.backbones import build_backbone
+from aiseeme_models.curriculum.stage_tasks import build_task
 from aiseeme_models.images.augmentation import BatchAugmentation
-from aiseeme_models.pretext import PretextTask, build_task
+from aiseeme_models.pretext import PretextTask
 from aiseeme_models.training.device import make_deterministic
 from aiseeme_models.training.shared_state import (
     SharedLayout,

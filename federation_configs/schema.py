@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, SerializeAsAny, StringConstraints, model_validator
 
 from aiseeme_models.backbones import PER_IMAGE_NORMS, Norm, backbones
+from aiseeme_models.curriculum.stage_tasks import stage_tasks
 from aiseeme_models.curriculum.stages import Stage
 from aiseeme_models.distillation import DistillOptions
 from aiseeme_models.errors import InputError
@@ -132,12 +133,19 @@ class FederationConfig(Options):
     def _possible(self) -> Self:
         if self.site_privacy is not None:
             _check_site_private(self.federation.aggregation, self.model.norm)
+        if len(self.curriculum.stage) > 1:
+            for index, stage in enumerate(self.curriculum.stage):
+                if stage_tasks[stage.task].family == "supervised":
+                    raise InputError(
+                        f"curriculum.stage.{index} ({stage.task}): it counts labelled images, the others count all:"
+                        " give it a run of its own"
+                    )
         channels = self.images.resolved_preset.channels
         for index, stage in enumerate(self.curriculum.stage):
             where = f"curriculum.stage.{index} ({stage.task})"
             if stage.stop != "rounds" and self.holdout.validation == 0:
                 raise InputError(f"{where}: stop = {stage.stop!r} needs held-out images: holdout.validation is 0")
-            rising = [name for name in stage.tasks if not pretext_tasks[name].comparable_rounds]
+            rising = [name for name in stage.tasks if not stage_tasks[name].comparable_rounds]
             if stage.stop == "plateau" and rising:
                 raise InputError(
                     f"{where}: stop = 'plateau' goes by the held-out loss, which rises in the first rounds of"
@@ -147,7 +155,7 @@ class FederationConfig(Options):
                 if stage.distill is not None:
                     _check_distilled(stage.distill, index, self.model.norm)
                 for batch_size in stage.batch_sizes:
-                    pretext_tasks[stage.task].check(
+                    stage_tasks[stage.task].check(
                         stage.options,
                         norm=self.model.norm,
                         batch_size=batch_size,
@@ -202,7 +210,7 @@ def _check_tuned(stage: Stage, config: FederationConfig) -> None:
             "lr = 'auto' judges a setting at sites that have not trained it, where model.norm = 'batch-local' has no"
             " statistics of it: use another norm, or give lr a number"
         )
-    kinds = {name: pretext_tasks[name] for name in stage.tasks}
+    kinds = {name: stage_tasks[name] for name in stage.tasks}
     hard = [name for name, kind in kinds.items() if not (kind.comparable_rounds and kind.comparable_sites)]
     if stage.judged_by == "heldout" and hard:
         raise InputError(
@@ -239,7 +247,7 @@ def _check_private(stage: Stage, norm: Norm) -> None:
             f"[privacy] needs a norm that looks at one image at a time: model.norm = {norm!r} mixes the images of a "
             f"batch, so that one patient changes the gradients of others; use {' or '.join(sorted(PER_IMAGE_NORMS))}"
         )
-    obstacle = pretext_tasks[stage.task].privacy_obstacle(stage.options, norm)
+    obstacle = stage_tasks[stage.task].privacy_obstacle(stage.options, norm)
     if obstacle is not None:
         fitting = [
             name

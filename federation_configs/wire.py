@@ -6,6 +6,7 @@ Exceptions never travel; a site that cannot answer sends one of `SiteError` with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Annotated, Literal
 
@@ -13,11 +14,13 @@ from pydantic import Field
 
 from aiseeme_models.analysis.comparison import BATCH
 from aiseeme_models.curriculum.tuning import Batch
+from aiseeme_models.downstream.classification import MOST_CLASSES
+from aiseeme_models.downstream.told import hidden_cells
 from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.options import Options
 from federation_configs.schema import NAME, FederationConfig, ModelOptions
 
-PROTOCOL = 7
+PROTOCOL = 8
 RUN_ID = r"^[a-z0-9][a-z0-9-]{0,95}$"
 SHA256 = r"^[0-9a-f]{64}$"
 VERSION = r"^[0-9A-Za-z.+-]{1,40}$"
@@ -135,6 +138,15 @@ def small_count(count: int) -> int | Literal["<5"]:
     return count if count >= SMALLEST_COUNT else FEW
 
 
+def told_counts(counts: Sequence[int]) -> tuple[int | Literal["<5"] | None, ...]:
+    """Counts of which the sum is known as they may leave a site: ``"<5"`` for a small one, None for one that is kept
+    back because it would give a small one away."""
+    hidden = hidden_cells(counts, SMALLEST_COUNT)
+    return tuple(
+        (FEW if count < SMALLEST_COUNT else None) if place in hidden else count for place, count in enumerate(counts)
+    )
+
+
 def told_loss(loss: float) -> float:
     """``loss`` as it may leave a site: `LOSS_DIGITS` significant digits, and at most `LARGEST_LOSS`.
 
@@ -226,6 +238,9 @@ class DescribeReply(Reply):
     A site with fewer than 5 training images does not take part, and fewer than 5 validation images count as none: both
     numbers are needed exactly, the one as a weight, the other to check a reply.
 
+    Where the federation learns labels, ``train`` and ``validation`` count images of the classes that it names, and
+    ``classes`` the training images of each as `told_counts` tells them.
+
     Under ``[privacy]`` ``train`` is the number of patients as `federation_configs.privacy_plan.told_patients` rounds
     it, and nothing else is told: ``validation`` is 0, ``test`` None and ``rejected`` empty.
     """
@@ -237,6 +252,7 @@ class DescribeReply(Reply):
     validation: Literal[0] | Annotated[int, Field(ge=SMALLEST_COUNT, le=2**31)]
     test: SmallCount | None
     rejected: dict[RejectReason, SmallCount]
+    classes: tuple[SmallCount | None, ...] | None = Field(default=None, strict=False, max_length=MOST_CLASSES)
 
 
 class WeightedRequest(Request):
@@ -249,9 +265,11 @@ class RoundRequest(WeightedRequest):
     Attributes:
         trial: number of the setting that is tried, where a stage's rate is looked for: what the site keeps between
             rounds is kept apart for each, and none of it is in the stage; None: this is the stage itself.
+        class_images: training images of each class at all sites, as far as they told; None where no label is learnt.
     """
 
     trial: int | None = Field(default=None, ge=0, lt=MOST_TRIALS)
+    class_images: tuple[Count, ...] | None = Field(default=None, strict=False, max_length=MOST_CLASSES)
     round: int = Field(ge=1)
     stage: int = Field(ge=0)
     round_in_stage: int = Field(ge=0)
@@ -277,12 +295,14 @@ class TrainRequest(RoundRequest):
 
     Attributes:
         proximal_mu: weight of FedProx' term.
+        admitted: which classes are in this round, where a class-wise curriculum lets them in; None: all.
         ema_tau: FedEMA's tau: how much of its own model a site keeps at the start of a round; None: nothing.
         teacher: sha256 of the backbone to distil from, as `federation_configs.transfer.sha256_of` makes it; None where
             the stage does not, or distils from the round's own global backbone.
     """
 
     proximal_mu: float = Field(default=0.0, ge=0)
+    admitted: tuple[bool, ...] | None = Field(default=None, strict=False, max_length=MOST_CLASSES)
     ema_tau: float | None = Field(default=None, ge=0, le=1)
     teacher: str | None = Field(default=None, pattern=SHA256)
 
@@ -354,6 +374,13 @@ class TeachReply(RoundReply):
     """The teacher is kept. ``images`` is 0: none was looked at."""
 
 
+class ClassLoss(Options):
+    """The mean cross-entropy of a class's training images, as `told_loss` rounds it, and how many it is of."""
+
+    images: Annotated[int, Field(ge=SMALLEST_COUNT, le=2**31)]
+    loss: Loss
+
+
 class TrainReply(RoundReply):
     """A trained round; the site's weights travel beside it as one flat float32 array.
 
@@ -365,12 +392,15 @@ class TrainReply(RoundReply):
             without that table None, or what it has cost where the site adds noise of its own.
         collapsed: whether the features of held-out images have become nearly one after the round; None where there are
             too few of them, or patients are protected.
+        class_losses: of each class, how hard it was in this round, where a class-wise curriculum asks; None for a class
+            of fewer than 5 images.
     """
 
     steps: Count
     loss: Loss | None
     epsilon: Annotated[float, Field(ge=0, le=1e12)] | None = None
     collapsed: bool | None = None
+    class_losses: tuple[ClassLoss | None, ...] | None = Field(default=None, strict=False, max_length=MOST_CLASSES)
 
 
 class EvaluateReply(RoundReply):

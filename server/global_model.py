@@ -13,8 +13,8 @@ from safetensors.torch import save
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.backbones import Backbone, build_backbone
 from aiseeme_models.backbones.initialise import initialise
+from aiseeme_models.curriculum.stage_tasks import build_task
 from aiseeme_models.errors import InputError
-from aiseeme_models.pretext import build_task
 from aiseeme_models.seeding import generator
 from aiseeme_models.training.shared_state import SharedLayout, flatten, layout_of, load_flat
 from federation_configs.schema import FederationConfig

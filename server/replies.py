@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
+from aiseeme_models.downstream.classification import ClassificationOptions
 from federation_configs.records import MalformedRecord, unpack_body, unpack_weights
 from federation_configs.transfer import Transfer
 from federation_configs.wire import (
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     import numpy as np
     from flwr.app import Message
     from numpy.typing import NDArray
+
+    from aiseeme_models.options import Options
 
 OfRound = TypeVar("OfRound", bound=RoundReply)
 Body = TypeVar("Body", bound=Reply)
@@ -139,9 +142,23 @@ def check_training(
         )
     if body.epsilon is not None and body.collapsed is not None:
         return Refused(Missed.MALFORMED, "the reply was refused: it tells what it may not where patients are protected")
+    if (wrong := _wrong_class_losses(stage.options, body)) is not None:
+        return Refused(Missed.MALFORMED, f"the reply was refused: {wrong}")
     if body.steps != stage.steps(declared):
         return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.steps} steps; its images do not make so many")
     return body
+
+
+def _wrong_class_losses(options: Options, body: TrainReply) -> str | None:
+    """What is wrong with what a reply tells of classes, if anything."""
+    if body.class_losses is None:
+        return None
+    asked = isinstance(options, ClassificationOptions) and options.ccl is not None and options.ccl.order == "self-paced"
+    if not asked or body.epsilon is not None:
+        return "it tells how hard classes are, where nobody asked or it may not"
+    if isinstance(options, ClassificationOptions) and len(body.class_losses) != len(options.classes):
+        return f"it tells of {len(body.class_losses)} classes; there are {len(options.classes)}"
+    return None
 
 
 def check_evaluation(

@@ -10,6 +10,7 @@ from aiseeme_models import __version__
 from federation_configs.records import MalformedRecord, nonce_of, unpack_body
 from federation_configs.schema import FederationConfig
 from federation_configs.wire import PROTOCOL, DescribeReply, DescribeRequest
+from server.classes import wrong_classes
 from server.exchange import ask
 from server.observer import Observer
 from server.replies import NO_ANSWER, NOT_CONNECTED, WRONG_QUESTION, Missed, Refused, error_in
@@ -89,6 +90,7 @@ class Roster:
             self.nodes[node] = described.site
             site = state.sites[described.site]
             site.images, site.validation = described.train, described.validation
+            site.classes = None if described.classes is None else list(described.classes)
             site.rejected = {reason.value: count for reason, count in described.rejected.items()}
         absent = sorted(self._names - set(self.nodes.values()))
         # Whose node was asked is named; who is absent beside them has no node that is online.
@@ -148,6 +150,8 @@ class Roster:
             return Refused(Missed.MALFORMED, "it describes itself as another site than the one whose key its node has")
         if body.site not in self._names or body.site in self.nodes.values():
             return Refused(Missed.MALFORMED, "its description names a site that is not expected here, or is here twice")
+        if (wrong := wrong_classes(self._request.config, body)) is not None:
+            return Refused(Missed.MALFORMED, wrong)
         if body.protocol != PROTOCOL or body.version != __version__:
             return Refused(Missed.SITE_ERROR, "the coordinator and the site run different versions")
         if max(body.train, body.validation) > self._federation.max_images_per_site:

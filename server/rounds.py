@@ -29,6 +29,7 @@ from federation_configs.wire import (
 from server.aggregation import Aggregation
 from server.checkpoint_manifest import CountedSite
 from server.checkpoints import CheckpointStore
+from server.classes import admitted_classes, count_classes, note_difficulties, question_of_classes
 from server.collapse import collapse_in, ways_out
 from server.folding import aggregation_for, folded, forget_what_was_wrong
 from server.global_model import StageModel, start_of_stage
@@ -126,6 +127,7 @@ class RoundLoop:
         vector = model.vector
         while not state.finished:
             self._gather(state)
+            count_classes(state, self._options(state))
             if self._options(state).tune is not None:
                 self._tune(state, model)
             stage_index = state.stage
@@ -242,6 +244,7 @@ class RoundLoop:
             proximal_mu=aggregation.proximal_mu,
             ema_tau=aggregation.ema_tau,
             teacher=state.stages[state.stage].teacher,
+            admitted=admitted_classes(self._options(state), state.stages[state.stage], state.round_in_stage),
         )
         # Not what the sites have declared so far: one may describe itself while the round goes on, and the same replies
         # must give the same bits whatever the sites declared that did not answer.
@@ -276,9 +279,11 @@ class RoundLoop:
                 site.answered += 1
             else:
                 site.miss(number, refused.get(name, NO_ANSWER))
-        vector = aggregation.finish_round()
+        before, vector = vector, aggregation.finish_round()
         if private is not None:
             vector = private.noised(vector, len(counted), number)
+        for frozen in model.layout.frozen_slices:  # a mean of equal numbers may round, and nobody else may move them
+            vector[frozen] = before[frozen]
         loss = mean_over_sites(
             (reply.loss, reply.images) for reply in counted.values() if reply.loss is not None
         )  # None where patients are protected
@@ -286,6 +291,7 @@ class RoundLoop:
             state.sites[name].epsilon = reply.epsilon
         heldout = self._heldout(state, model, vector)
         stage, options = state.stages[state.stage], self._options(state)
+        note_difficulties(options, stage, counted)
         if loss is not None:
             stage.losses.append(loss)
         if heldout is not None:
@@ -404,6 +410,7 @@ class RoundLoop:
             "stage": state.stage,
             "round_in_stage": state.round_in_stage,
             "layout_sha256": model.layout.digest,
+            **question_of_classes(state.stages[state.stage]),
         }
 
     def _save(

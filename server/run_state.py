@@ -21,7 +21,8 @@ class StageState(_State):
     """One stage so far.
 
     ``teacher`` is the hash of the backbone that it distils from, ``found`` its rate and batch size, where they were
-    looked for.
+    looked for, ``class_images`` the training images of each class at all sites when it began, where it learns labels,
+    and ``difficulties`` how hard each class was in the round before, where a class-wise curriculum goes by that.
     """
 
     rounds_done: int = 0
@@ -32,14 +33,21 @@ class StageState(_State):
     chance_loss: float | None = None
     teacher: str | None = None
     found: FoundSetting | None = None
+    class_images: list[int] | None = None
+    difficulties: list[float | None] | None = None
 
 
 class SiteState(_State):
-    """One site so far; ``epsilon`` is what the run has cost its patients, where they are protected."""
+    """One site so far.
+
+    ``epsilon`` is what the run has cost its patients, where they are protected, ``classes`` how many training images of
+    each class it has told of, where labels are learnt.
+    """
 
     images: int = 0
     validation: int = 0
     rejected: dict[str, int | Literal["<5"]] = Field(default_factory=dict)
+    classes: list[int | Literal["<5"] | None] | None = None
     answered: int = 0
     epsilon: float | None = None
     missed: list[MissedRound] = Field(default_factory=list)

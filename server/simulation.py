@@ -19,6 +19,7 @@ from aiseeme_models.errors import InputError, RunFailed
 from aiseeme_models.images.labels import PHANTOM_COLUMN
 from aiseeme_models.training.device import choose_device
 from client.app import make_client_app
+from client.grouping import lasting_names
 from client.scanning import CatalogueRow, Scan, scan
 from client.site import Site
 from client.site_home import SiteHome
@@ -256,14 +257,6 @@ def _deal(
         left_out=[(str(one.folder), one.reasons) for one in scans if one.reasons],
         missing=sum(len(one.missing) for one in scans),
     )
-
-
-def lasting_names(rows: Sequence[CatalogueRow]) -> list[str]:
-    """Each row's group named by its smallest content: pseudonyms differ between homes, dealing must not."""
-    smallest: dict[str, str] = {}
-    for row in rows:
-        smallest[row.group] = min(smallest.get(row.group, row.content), row.content)
-    return [smallest[row.group] for row in rows]
 
 
 def _scan(path: Path, config: FederationConfig, home: SiteHome, progress: Progress) -> Scan:

@@ -6,11 +6,11 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
+from aiseeme_models.curriculum.stage_tasks import stage_tasks
 from aiseeme_models.curriculum.tuning.options import TuneOptions
 from aiseeme_models.distillation import DistillOptions
 from aiseeme_models.errors import InputError
 from aiseeme_models.options import Options, parse_options
-from aiseeme_models.pretext import pretext_tasks
 from aiseeme_models.training.options import TrainingOptions
 
 _DEFAULT_BATCH = TrainingOptions.model_fields["batch_size"].default
@@ -47,7 +47,7 @@ class Stage(TrainingOptions):
     @property
     def tasks(self) -> tuple[str, ...]:
         """``task``, and the tasks that it is made of."""
-        return self.task, *pretext_tasks[self.task].parts(self.options)
+        return self.task, *stage_tasks[self.task].parts(self.options)
 
     @property
     def title(self) -> str:
@@ -60,7 +60,7 @@ class Stage(TrainingOptions):
     def _options_of_the_task(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(data.get("task"), str):
             name, given = data["task"], data.get("options", {})
-            kind = pretext_tasks[name].options_type
+            kind = stage_tasks[name].options_type
             if isinstance(given, dict):
                 data = {**data, "options": parse_options(kind, given, where="options", owner=name)}
             if data.get("lr") == "paper":
@@ -81,7 +81,7 @@ class Stage(TrainingOptions):
         """What a setting is judged by, where the stage is tuned; see `TuneOptions.score`."""
         if self.tune is not None and self.tune.score is not None:
             return self.tune.score
-        task = pretext_tasks[self.task]
+        task = stage_tasks[self.task]
         comparable = task.comparable_rounds and task.comparable_sites and len(self.tasks) == 1
         return "heldout" if comparable and len(self.batch_sizes) == 1 else "probe"
 
@@ -120,7 +120,7 @@ def _by_the_paper(task: str, data: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: another optimiser than the paper's, for which its learning rate says nothing; or no one recipe.
     """
-    recipe = pretext_tasks[task].recipe
+    recipe = stage_tasks[task].recipe
     if recipe is None:
         raise InputError(f"lr = 'paper' asks for a task's own recipe, and {task} has none: give lr a number")
     optimizer, batch_size = data.get("optimizer", recipe.optimizer), data.get("batch_size", _DEFAULT_BATCH)

@@ -129,7 +129,7 @@ class _Classifier(nn.Module):
 
     def __init__(self, backbone: Backbone, classes: int, seeded: torch.Generator) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone = backbone.requires_grad_()
         self.head = nn.Linear(backbone.feature_dim, classes)
         with torch.no_grad():
             self.head.weight.normal_(0.0, 0.01, generator=seeded)

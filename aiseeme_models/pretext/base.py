@@ -20,7 +20,7 @@ from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
 from aiseeme_models.registry import Registry
 
-Family = Literal["geometric", "generative", "clustering", "instance", "non-contrastive", "mixed"]
+Family = Literal["geometric", "generative", "clustering", "instance", "non-contrastive", "mixed", "supervised"]
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
@@ -147,6 +147,10 @@ class PretextTask(nn.Module, ABC):
         """What stands on the backbone during the stage, and is dropped at its end."""
         return self.shared["head"]
 
+    def is_frozen(self, name: str) -> bool:
+        """Whether the tensor of ``shared`` with this state-dict name is never trained."""
+        return False
+
     @property
     def minimum_batch(self) -> int:
         """The fewest images of a training batch: batch statistics need two."""
@@ -165,6 +169,14 @@ class PretextTask(nn.Module, ABC):
         Args:
             indices: ``(B,)`` int64, their rows among the site's training images; None for images held out from them.
         """
+
+    def look_at_heldout(self, indices: Tensor) -> None:
+        """Called before `views` of images that are held out, in place of `look_at`.
+
+        Args:
+            indices: ``(B,)`` int64, their rows among the site's held-out images.
+        """
+        self.look_at(None)
 
     @abstractmethod
     def views(self, images: Tensor, augmentation: BatchAugmentation, generator: torch.Generator) -> tuple[Tensor, ...]:

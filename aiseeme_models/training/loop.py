@@ -131,7 +131,7 @@ def train_round(
         InputError: fewer images than the task needs.
         NonFiniteLoss: the loss is NaN or infinite.
     """
-    source = _Ordinary(len(images), options, seed) if gradients is None else gradients
+    source = BatchGradients(len(images), options, seed) if gradients is None else gradients
     count = source.count
     if count < 1 or min(options.batch_size, count) < task.minimum_batch:
         raise InputError(f"this task needs at least {task.minimum_batch} training images in a batch, there are {count}")
@@ -235,9 +235,9 @@ def heldout_loss(
     try:
         views_generator, loss_generator = generator(seed, "views"), generator(seed, "loss")
         losses = []
-        task.look_at(None)
         for first in range(0, count - batch_size + 1, batch_size):
             indices = torch.arange(first, first + batch_size)
+            task.look_at_heldout(indices)
             with _autocast(options, device):
                 views = task.views(_to(images.batch(indices), device), augmentation, views_generator)
                 losses.append(task.loss(views, loss_generator))
@@ -247,12 +247,22 @@ def heldout_loss(
     return mean, len(losses) * batch_size
 
 
-class _Ordinary:
-    """The gradients of full batches, of a fresh permutation in every epoch."""
+class BatchGradients:
+    """The gradients of full batches, of a fresh permutation in every epoch.
+
+    Args:
+        images: how many there are.
+        options: the stage's.
+        seed: of the permutations.
+    """
 
     def __init__(self, images: int, options: TrainingOptions, seed: int) -> None:
         self.count = images
         self._batch_size, self._seed = min(options.batch_size, images), seed
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """The images of one epoch, ``(count,)`` int64."""
+        return torch.randperm(self.count, generator=generator)
 
     def batches(self, steps: int) -> Iterator[Tensor]:
         """See `StepGradients.batches`."""
@@ -260,7 +270,7 @@ class _Ordinary:
 
     def _epochs(self) -> Iterator[Tensor]:
         for epoch in itertools.count():
-            order = torch.randperm(self.count, generator=generator(self._seed, "order", epoch))
+            order = self.order(generator(self._seed, "order", epoch))
             for first in range(0, self.count - self._batch_size + 1, self._batch_size):
                 yield order[first : first + self._batch_size]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -33,12 +33,14 @@ class LayoutEntry:
         shape: its shape.
         room: the backbone crosses from stage to stage; the head is dropped at a stage's end.
         kind: statistics of batch norm, of which variances cannot be negative, stay out of server optimisers.
+        frozen: it is not trained: the whole stage it is what it was at its start.
     """
 
     name: str
     shape: tuple[int, ...]
     room: Room
     kind: Kind
+    frozen: bool = False
 
     @property
     def size(self) -> int:
@@ -64,8 +66,11 @@ class SharedLayout:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, in hex, of names, shapes, rooms and kinds in order."""
-        rows = [[entry.name, list(entry.shape), entry.room, entry.kind] for entry in self.entries]
+        """SHA-256, in hex, of names, shapes, rooms and kinds in order, and of what is frozen."""
+        rows = [
+            [entry.name, list(entry.shape), entry.room, entry.kind, *(["frozen"] if entry.frozen else [])]
+            for entry in self.entries
+        ]
         return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
     @cached_property
@@ -77,6 +82,11 @@ class SharedLayout:
     def variance_slices(self) -> tuple[slice, ...]:
         """Where in the vector the variances lie: values that are never negative in an honest update."""
         return self._slices("variance")
+
+    @cached_property
+    def frozen_slices(self) -> tuple[slice, ...]:
+        """Where in the vector the tensors lie that are not trained."""
+        return tuple(here for entry, here in zip(self.entries, self.slices, strict=True) if entry.frozen)
 
     @cached_property
     def slices(self) -> tuple[slice, ...]:
@@ -94,15 +104,15 @@ class SharedLayout:
 
 def layout_of(task: PretextTask, norm: Norm) -> SharedLayout:
     """The layout of ``task.shared``. Integer buffers are never in it, float buffers only under norm ``"batch"``."""
-    return _layout({room: task.shared[room] for room in _ROOMS}, norm)
+    return _layout({room: task.shared[room] for room in _ROOMS}, norm, task.is_frozen)
 
 
 def backbone_layout(backbone: Backbone) -> SharedLayout:
     """The layout of a backbone alone: the same as the first part of a task's."""
-    return _layout({"backbone": backbone}, backbone.norm)
+    return _layout({"backbone": backbone}, backbone.norm, lambda name: False)
 
 
-def _layout(rooms: Mapping[Room, nn.Module], norm: Norm) -> SharedLayout:
+def _layout(rooms: Mapping[Room, nn.Module], norm: Norm, is_frozen: Callable[[str], bool]) -> SharedLayout:
     entries = []
     for room, module in rooms.items():
         parameters = {name for name, _ in module.named_parameters()}
@@ -110,7 +120,8 @@ def _layout(rooms: Mapping[Room, nn.Module], norm: Norm) -> SharedLayout:
             is_parameter = name in parameters
             if is_parameter or (norm == "batch" and tensor.is_floating_point()):
                 kind: Kind = "parameter" if is_parameter else _kind_of_buffer(name)
-                entries.append(LayoutEntry(f"{room}.{name}", tuple(tensor.shape), room, kind))
+                whole = f"{room}.{name}"
+                entries.append(LayoutEntry(whole, tuple(tensor.shape), room, kind, is_frozen(whole)))
     return SharedLayout(tuple(entries))
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from aiseeme_models.curriculum.ordering import Candidate, orderings
 from aiseeme_models.curriculum.ordering.base import percent
+from aiseeme_models.curriculum.stage_tasks import stage_tasks
 from aiseeme_models.errors import InputError
 from aiseeme_models.options import parse_options
-from aiseeme_models.pretext import pretext_tasks
 from federation_configs.loading import check_config, config_sha256
 from server.observer import Silent
 from server.ordering.site_trials import SiteTrials
@@ -124,7 +124,7 @@ def find_order(
         bench = Bench(config, hospitals.sites, None, None, (), home, engine, told)
         trials = SiteTrials(bench, short, probe, told, lambda sequence, score: told.tried(names, sequence, score))
         candidates = [
-            Candidate(name, pretext_tasks[stage.task].family)
+            Candidate(name, stage_tasks[stage.task].family)
             for name, stage in zip(names, config.curriculum.stage, strict=True)
         ]
         ordered = chosen.settle(candidates, trials)

@@ -98,7 +98,7 @@ class Bench:
     def score(self, name: str, backbone: Backbone, stages: Sequence[PlayedStage] = ()) -> ModelScores:
         """Both probes and the fine-tunings of a backbone."""
         from aiseeme_models.downstream.finetune import fine_tune
-        from server.simulation import lasting_names
+        from client.grouping import lasting_names
 
         assert self.images is not None
         probes = self.images.score(backbone)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from aiseeme_models.seeding import generator
-from server.simulation import lasting_names
+from client.grouping import lasting_names
 
 if TYPE_CHECKING:
     from client.scanning import CatalogueRow

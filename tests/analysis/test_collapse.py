@@ -8,9 +8,10 @@ import torch
 from aiseeme_models.analysis.collapse import FEWEST, IMAGES, has_collapsed
 from aiseeme_models.backbones import backbones, initialise
 from aiseeme_models.backbones.resnet import BasicBlock, ResNet
+from aiseeme_models.curriculum.stage_tasks import build_task
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.images.augmentation_options import AugmentationOptions
-from aiseeme_models.pretext import PretextTask, build_task, pretext_tasks
+from aiseeme_models.pretext import PretextTask, pretext_tasks
 from aiseeme_models.seeding import generator
 from aiseeme_models.training.loop import train_round
 from aiseeme_models.training.options import TrainingOptions

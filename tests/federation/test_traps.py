@@ -11,7 +11,8 @@ from monai.losses import ContrastiveLoss
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aiseeme_models.backbones import build_backbone
-from aiseeme_models.pretext import build_task, pretext_tasks
+from aiseeme_models.curriculum.stage_tasks import build_task
+from aiseeme_models.pretext import pretext_tasks
 from aiseeme_models.pretext.simclr import nt_xent
 from aiseeme_models.training.shared_state import layout_of
 from federation_configs.aggregation import FedAvgOptions

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from aiseeme_models.backbones import Backbone, Norm, build_backbone, initialise
 from aiseeme_models.backbones.resnet import BasicBlock, ResNet
+from aiseeme_models.curriculum.stage_tasks import build_task
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.images.augmentation_options import AugmentationOptions
-from aiseeme_models.pretext import PretextTask, build_task, pretext_tasks
+from aiseeme_models.pretext import PretextTask, pretext_tasks
 from aiseeme_models.seeding import generator
 from tests.models.small_tasks import required
 

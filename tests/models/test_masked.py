@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from aiseeme_models.backbones import Backbone, build_backbone
+from aiseeme_models.curriculum.stage_tasks import build_task
 from aiseeme_models.errors import InputError
-from aiseeme_models.pretext import build_task
 from aiseeme_models.pretext.masked import Masked, MaskedOptions, masked_l1
 from aiseeme_models.seeding import generator
 

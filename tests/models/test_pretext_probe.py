@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from aiseeme_models.backbones import Backbone, Norm, build_backbone, initialise
+from aiseeme_models.curriculum.stage_tasks import build_task
 from aiseeme_models.downstream.features import extract_features, recalibrate_batch_norm
 from aiseeme_models.downstream.probe import linear_probe
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.images.phantom_lesions import LESION_PATTERNS, phantom_lesion
 from aiseeme_models.images.presets import image_presets
-from aiseeme_models.pretext import PretextTask, build_task, pretext_tasks
+from aiseeme_models.pretext import PretextTask, pretext_tasks
 from aiseeme_models.seeding import generator
 from aiseeme_models.training.loop import train_round
 from aiseeme_models.training.options import TrainingOptions

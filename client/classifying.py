@@ -1,0 +1,100 @@
+"""What is particular to a round that learns labels: whose classes count for what, and what of them may be told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from client.refusals import Refusal
+from federation_configs.wire import (
+    SMALLEST_COUNT,
+    ClassLoss,
+    RoundRequest,
+    SiteError,
+    TrainRequest,
+    told_counts,
+    told_loss,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from aiseeme_models.downstream.classification import Classification
+    from aiseeme_models.pretext.base import PretextTask
+    from aiseeme_models.training.loop import BatchGradients
+    from federation_configs.schema import FederationConfig
+
+
+def classifier(task: PretextTask) -> Classification | None:
+    """The stage's task where it learns labels, else None."""
+    from aiseeme_models.downstream.classification import Classification
+
+    return task if isinstance(task, Classification) else None
+
+
+def begin_classes(task: PretextTask, request: RoundRequest, targets: Tensor | None) -> None:
+    """Tell a task that learns labels what it is asked; one that does not needs no telling.
+
+    Args:
+        task: the stage's.
+        request: says what each class counts, and to a training which are in.
+        targets: ``(N,)`` the classes of the images that come.
+
+    Raises:
+        Refusal: BAD_REQUEST, where the request speaks of another number of classes than the stage has.
+    """
+    learner = classifier(task)
+    if learner is None or targets is None:
+        return
+    admitted = request.admitted if isinstance(request, TrainRequest) else None
+    for told in (request.class_images, admitted):
+        if told is not None and len(told) != len(learner.options.classes):
+            raise Refusal(SiteError.BAD_REQUEST)
+    learner.learn(targets)
+    learner.pace(request.class_images, admitted)
+
+
+def balanced(task: Classification, request: TrainRequest, targets: Tensor, seed: int) -> BatchGradients | None:
+    """Batches in which all classes are equally frequent, where the stage wants them."""
+    from aiseeme_models.downstream.balanced import BalancedGradients
+
+    if task.options.sampling == "shuffled":
+        return None
+    return BalancedGradients(targets, request.config.curriculum.stage[request.stage], seed)
+
+
+def told_classes(config: FederationConfig, targets: Tensor | None) -> tuple[int | Literal["<5"] | None, ...] | None:
+    """How many training images of each class there are, as it may be told; None where no label is learnt.
+
+    Args:
+        config: the federation's.
+        targets: ``(N,)`` the classes of the first stage's training images.
+    """
+    from aiseeme_models.downstream.classification import ClassificationOptions
+
+    options = config.curriculum.stage[0].options
+    if targets is None or not isinstance(options, ClassificationOptions):
+        return None
+    return told_counts(targets.bincount(minlength=len(options.classes)).tolist())
+
+
+def rate_factor(task: Classification, request: TrainRequest) -> Callable[[float], float] | None:
+    """The learning rate's factor under a class-wise curriculum: it falls only when all classes are in."""
+    from aiseeme_models.training.schedules import learning_rate_factor
+
+    ccl, stage = task.options.ccl, request.config.curriculum.stage[request.stage]
+    if ccl is None:
+        return None
+    schedule = partial(learning_rate_factor, stage.schedule, stage.warmup)
+    return lambda progress: schedule(ccl.progress(progress, stage.rounds, len(task.options.classes)))
+
+
+def told_class_losses(task: Classification) -> tuple[ClassLoss | None, ...] | None:
+    """How hard each class was in the round, where the coordinator orders classes by it."""
+    if task.options.ccl is None or task.options.ccl.order != "self-paced":
+        return None
+    return tuple(
+        ClassLoss(images=count, loss=told_loss(total / count)) if count >= SMALLEST_COUNT else None
+        for total, count in zip(*task.class_losses(), strict=True)
+    )

@@ -1,0 +1,272 @@
+"""Labels are learnt over three sites like a pretext task: quorum, checkpoints, the same bits; and no label leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from aiseeme_models.curriculum.stage_tasks import build_task
+from aiseeme_models.downstream.losses import class_sums, image_losses
+from aiseeme_models.errors import InputError, RunFailed
+from aiseeme_models.images.augmentation import BatchAugmentation
+from aiseeme_models.training.shared_state import layout_of, load_flat
+from client.stage_images import stage_images
+from federation_configs.records import unpack_body
+from federation_configs.wire import TrainReply, TrainRequest, told_counts
+from server.classes import over_sites
+from server.global_model import new_backbone, start_of_stage
+from server.observer import Silent
+from server.run_state import SiteState
+from tests.conftest import InProcess, tiny_config
+
+CLASSES = {"stripes": ["stripes"], "blobs": ["blobs"]}
+MODES: dict[str, dict[str, Any]] = {
+    "finetune": {},
+    "linear": {"mode": "linear"},
+    "norm": {"mode": "norm", "weights": "inverse"},
+    "focal": {"gamma": 2.0, "weights": "effective-number"},
+    "balanced": {"sampling": "balanced", "weights": "none"},
+    "ccl": {"ccl": {"start": 0.5, "increment": 0.5, "every": 1, "warmup": 1}},
+    "static": {"ccl": {"order": "static", "warmup": 0, "difficulties": {"stripes": 0.9, "blobs": 0.1}}},
+}
+
+
+def config_of(
+    rounds: int = 3,
+    norm: str = "batch",
+    backbone: str = "resnet-tiny",
+    stage: dict[str, Any] | None = None,
+    **options: Any,
+):
+    asked = {"task": "classification", "rounds": rounds, "batch_size": 6, "lr": 3e-3, "options": {"classes": CLASSES}}
+    asked["options"] |= options
+    return tiny_config(
+        model={"backbone": backbone, "norm": norm},
+        curriculum={"stage": [asked | (stage or {})]},
+        federation={"min_sites": 3},
+        holdout={"test": 0.25, "validation": 0.2},
+    )
+
+
+class Crash(Silent):
+    def round_started(self, config, state, round_number, attempt):
+        if round_number == 3:
+            raise KeyboardInterrupt
+
+
+def listening(played: InProcess) -> tuple[list[TrainRequest], list[TrainReply]]:
+    """What site alpha is asked and answers, as it happens."""
+    asked: list[TrainRequest] = []
+    answered: list[TrainReply] = []
+
+    def hear(message, reply):
+        if message.metadata.message_type.startswith("train") and not reply.has_error():
+            asked.append(unpack_body(message.content, TrainRequest, weights=True))
+            answered.append(unpack_body(reply.content, TrainReply, weights=True))
+        return reply
+
+    played.alter = {"alpha": hear}
+    return asked, answered
+
+
+def loaded(config, vector):
+    stage = config.curriculum.stage[0]
+    task = build_task(stage.task, new_backbone(config), stage.options, config.model.norm)
+    load_flat(task, layout_of(task, config.model.norm), vector)
+    return task.eval()
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_it_resumes_in_the_middle_to_the_same_bits(name, federation):
+    config = config_of(**MODES[name])
+    state, whole = federation(config, where="whole").play()
+    assert all(site.answered == 3 for site in state.sites.values()) and np.isfinite(whole).all()
+    crashed = federation(config, where="crashed")
+    with pytest.raises(KeyboardInterrupt):
+        crashed.play(Crash())
+    again, resumed = crashed.play()
+    np.testing.assert_array_equal(whole, resumed)
+    assert again.stages == state.stages
+
+
+def test_it_learns_what_the_sites_know(federation):
+    config = config_of(rounds=25, norm="group", backbone="tiny", stage={"lr": 0.01})
+    played = federation(config)
+    state, vector = played.play()
+    task, losses = loaded(config, vector), state.stages[0].losses
+    assert losses[0] == pytest.approx(np.log(2), abs=0.1) and losses[-1] < 0.6
+    preset = config.images.resolved_preset
+    plain = BatchAugmentation(preset.augmentation, preset.mean, preset.std).plain
+    right = []
+    for site in played.sites:
+        data = stage_images(site, config, 0, "test")
+        guess = task.probabilities(plain(data.images.batch(torch.arange(len(data.images))))).argmax(dim=1)
+        right += (guess == data.targets).tolist()
+    assert len(right) > 12 and np.mean(right) > 0.9
+
+
+@pytest.mark.parametrize("mode", ["linear", "norm"])
+def test_only_what_the_mode_names_is_trained(mode, federation):
+    config = config_of(rounds=2, mode=mode)
+    start = start_of_stage(config, 0, None)
+    _, vector = federation(config).play()
+    changed = {
+        entry.name
+        for entry, here in zip(start.layout.entries, start.layout.slices, strict=True)
+        if not np.array_equal(vector[here], start.vector[here])
+    }
+    norms = {entry.name for entry in start.layout.entries if "bn" in entry.name or "downsample.1" in entry.name}
+    assert changed == {"head.weight", "head.bias"} | (norms if mode == "norm" else set())
+
+
+def test_classes_weigh_what_they_are_over_all_sites(federation):
+    config = config_of(rounds=1)
+    played = federation(config)
+    asked, _ = listening(played)
+    state, _ = played.play()
+    told = []
+    for site in played.sites:
+        counts = stage_images(site, config, 0, "train").targets.bincount(minlength=2).tolist()
+        told.append(SiteState(images=sum(counts), classes=list(told_counts(counts))))
+        assert state.sites[site.name].images == sum(counts)
+        assert state.sites[site.name].classes == told[-1].classes
+    assert state.stages[0].class_images == list(asked[0].class_images) == over_sites(told, 2)
+
+
+def test_images_without_a_known_label_are_left_out(federation):
+    config = config_of(rounds=1)
+    played = federation(config)
+    site = played.sites[1]
+    rows = [replace(row, label="other" if number % 3 == 0 else row.label) for number, row in enumerate(site.rows)]
+    played.sites[1] = replace(site, rows=rows, _opened={})
+    kept = sum(row.label in CLASSES for row in played.sites[1].rows_of("train", config.holdout))
+    state, _ = played.play()
+    assert state.sites["beta"].images == kept < len(site.rows_of("train", config.holdout))
+
+
+def test_a_site_without_labels_says_so_and_the_others_are_not_enough(federation):
+    played = federation(config_of(rounds=1))
+    site = played.sites[0]
+    played.sites[0] = replace(site, rows=[replace(row, label=None) for row in site.rows], _opened={})
+    with pytest.raises(RunFailed, match="no readable image"):
+        played.play()
+
+
+def test_a_site_of_one_class_takes_part(federation):
+    config = config_of(rounds=2)
+    played = federation(config)
+    site = played.sites[2]
+    played.sites[2] = replace(site, rows=[replace(row, label="blobs") for row in site.rows], _opened={})
+    state, vector = played.play()
+    assert state.sites["gamma"].answered == 2 and np.isfinite(vector).all()
+    assert state.sites["gamma"].classes[0] == "<5"
+
+
+def test_a_share_of_the_labelled_patients_is_the_same_wherever_they_are(federation):
+    half, whole = config_of(labels=0.5), config_of()
+    for site in federation(half).sites:
+        some, rows = stage_images(site, half, 0, "train"), site.images_and_rows(half.images, "train", half.holdout)[1]
+        assert len(some.images) < len(stage_images(site, whole, 0, "train").images) == len(rows)
+        renamed = replace(site, rows=[replace(row, group=f"x{row.group[::-1]}") for row in site.rows], _opened={})
+        torch.testing.assert_close(stage_images(renamed, half, 0, "train").targets, some.targets)
+        everyone = torch.arange(len(some.images))
+        torch.testing.assert_close(
+            stage_images(renamed, half, 0, "train").images.batch(everyone), some.images.batch(everyone)
+        )
+    assert len(stage_images(site, half, 0, "test").images) == len(stage_images(site, whole, 0, "test").images)
+
+
+def test_a_class_wise_curriculum_lets_in_what_the_sites_found_easy(federation):
+    config = config_of(rounds=4, ccl={"start": 0.5, "increment": 0.5, "every": 2, "warmup": 1})
+    played = federation(config)
+    asked, answered = listening(played)
+    state, _ = played.play()
+    assert [sum(one.admitted) for one in asked] == [2, 1, 1, 2]
+    assert len(state.stages[0].difficulties) == 2 and len(answered[0].class_losses) == 2
+    assert all(one is None or (0 < one.loss < 5 and one.images >= 5) for one in answered[0].class_losses)
+
+
+def test_the_difficulty_of_a_class_is_its_mean_loss_over_all_sites(federation):
+    """With a rate of nothing the losses of a round are those of the weights it began with."""
+    config = config_of(rounds=1, mode="linear", norm="group", ccl={}, stage={"lr": 1e-12, "optimizer": "sgd"})
+    played = federation(config)
+    state, _ = played.play()
+    task = loaded(config, start_of_stage(config, 0, None).vector)
+    preset = config.images.resolved_preset
+    plain = BatchAugmentation(preset.augmentation, preset.mean, preset.std).plain
+    sums, counts = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.long)
+    for site in played.sites:
+        data = stage_images(site, config, 0, "train")
+        order = torch.arange(len(data.images))
+        with torch.no_grad():
+            logits = task.head(task.backbone(plain(data.images.batch(order))))
+        more, many = class_sums(image_losses(logits, data.targets), data.targets, 2)
+        sums, counts = sums + more, counts + many
+    # A last incomplete batch of a site is dropped, so that not every image counts.
+    assert state.stages[0].difficulties == pytest.approx((sums / counts).tolist(), rel=0.05)
+
+
+def test_no_label_is_in_any_answer(federation):
+    config = config_of(rounds=2, ccl={}, stage={"stop": "plateau", "patience": 9})
+    played = federation(config)
+    seen: list[bytes] = []
+
+    def keep(message, reply):
+        for record in reply.content.values():
+            seen.append(repr(dict(record)).encode() if not hasattr(record, "numpy_ndarrays") else b"")
+        return reply
+
+    played.alter = {site.name: keep for site in played.sites}
+    state, _ = played.play()
+    assert state.stages[0].heldout and len(seen) > 6
+    assert not [text for text in seen if b"stripes" in text or b"blobs" in text]
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ([30, 40, 50], (30, 40, 50)),
+        ([3, 40, 50], ("<5", None, 50)),
+        ([0, 0, 50, 60], ("<5", "<5", None, 60)),
+        ([4, 4, 50], ("<5", "<5", 50)),
+        ([1, 30], ("<5", None)),
+    ],
+)
+def test_a_small_class_cannot_be_had_by_subtraction(counts, told):
+    assert told_counts(counts) == told
+    estimate = over_sites([SiteState(images=sum(counts), classes=list(told))], len(counts))
+    assert sum(estimate) == pytest.approx(sum(counts), abs=4 * told.count("<5"))
+    assert all(abs(one - real) <= 4 * max(1, told.count("<5")) for one, real in zip(estimate, counts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"classes": {"one": ["a"]}}, "options.classes"),
+        ({"classes": {"one": ["a"], "two": ["b", "a"]}}, "'a' means both 'one' and 'two'"),
+        ({"classes": {"one": [], "two": ["b"]}}, "options.classes.one"),
+        ({"weights": "squared"}, "unknown class weighting 'squared'"),
+        ({"labels": 0.0}, "options.labels"),
+        ({"ccl": {"order": "static"}}, "give them"),
+        ({"ccl": {"order": "static", "difficulties": {"stripes": 1.0}}}, "one of each class: stripes, blobs"),
+        ({"mode": "bn"}, "options.mode"),
+    ],
+)
+def test_what_cannot_be_is_said_when_the_configuration_is_read(options, says):
+    with pytest.raises(InputError, match=says):
+        config_of(**options)
+
+
+def test_it_stands_alone_and_without_privacy():
+    alone = {"task": "classification", "rounds": 1, "batch_size": 6, "options": {"classes": CLASSES}}
+    with pytest.raises(InputError, match="give it a run of its own"):
+        tiny_config(curriculum={"stage": [{"task": "rotation", "rounds": 1, "batch_size": 6}, alone]})
+    with pytest.raises(InputError, match="not accounted for with labels"):
+        tiny_config(
+            curriculum={"stage": [alone]},
+            privacy={"noise_multiplier": 1.0, "max_grad_norm": 1.0, "delta": 1e-5},
+        )
