@@ -17,10 +17,12 @@ from aiseeme_models.options import Options, parse_options
 from aiseeme_models.pretext import pretext_tasks
 from aiseeme_models.privacy.options import PrivacyOptions, SitePrivacyOptions
 from federation_configs.aggregation import aggregation_options
+from federation_configs.downstream import DownstreamOptions, downstream_config
 from federation_configs.names import NAME as NAME
 from federation_configs.transfer import Transfer
 
 SiteName = Annotated[str, StringConstraints(pattern=NAME)]
+DownstreamName = Annotated[str, StringConstraints(pattern=NAME)]
 # Not strict: behind a validator that runs before, a list from JSON or TOML is a Python list.
 SiteNames = Annotated[tuple[SiteName, ...], Field(strict=False)]
 
@@ -126,6 +128,7 @@ class FederationConfig(Options):
     federation: FederationOptions = FederationOptions()
     holdout: HoldOut = HoldOut()
     probe: ProbeOptions = ProbeOptions()
+    downstream: dict[DownstreamName, DownstreamOptions] = Field(default_factory=dict)
     privacy: PrivacyOptions | None = None
     site_privacy: SitePrivacyOptions | None = None
 
@@ -143,13 +146,16 @@ class FederationConfig(Options):
         channels = self.images.resolved_preset.channels
         for index, stage in enumerate(self.curriculum.stage):
             where = f"curriculum.stage.{index} ({stage.task})"
-            if stage.stop != "rounds" and self.holdout.validation == 0:
-                raise InputError(f"{where}: stop = {stage.stop!r} needs held-out images: holdout.validation is 0")
+            goes_by = {"stop = 'plateau'": stage.stop == "plateau", "choose = 'best'": stage.choose == "best"}
+            by_loss = [key for key, does in goes_by.items() if does]
+            if (stage.stop == "probe" or by_loss) and self.holdout.validation == 0:
+                key = by_loss[0] if by_loss else "stop = 'probe'"
+                raise InputError(f"{where}: {key} needs held-out images: holdout.validation is 0")
             rising = [name for name in stage.tasks if not stage_tasks[name].comparable_rounds]
-            if stage.stop == "plateau" and rising:
+            if by_loss and rising:
                 raise InputError(
-                    f"{where}: stop = 'plateau' goes by the held-out loss, which rises in the first rounds of"
-                    f" {rising[0]} although it learns: use 'rounds' or 'probe'"
+                    f"{where}: {by_loss[0]} goes by the held-out loss, which rises in the first rounds of {rising[0]}"
+                    " although it learns: leave it out, and end a stage by 'rounds' or 'probe'"
                 )
             try:
                 if stage.distill is not None:
@@ -168,6 +174,8 @@ class FederationConfig(Options):
                     _check_private(stage, self.model.norm)
             except InputError as error:
                 raise InputError(f"{where}: {error}") from None
+        for name in self.downstream:
+            downstream_config(self, name)
         return self
 
     @property
@@ -258,6 +266,8 @@ def _check_private(stage: Stage, norm: Norm) -> None:
             f"[privacy] needs a loss of one image at a time: {stage.task} {obstacle}; these tasks do: "
             f"{', '.join(fitting)}"
         )
+    if stage.choose == "best":
+        raise InputError("choose = 'best' goes by a loss that sites do not tell under [privacy]: use 'last'")
     if stage.stop != "rounds":
         raise InputError(
             f"stop = {stage.stop!r} needs a figure of held-out images, which sites do not tell under [privacy]: use"

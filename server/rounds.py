@@ -27,6 +27,7 @@ from federation_configs.wire import (
     TrainRequest,
 )
 from server.aggregation import Aggregation
+from server.best_round import BestRounds
 from server.checkpoint_manifest import CountedSite
 from server.checkpoints import CheckpointStore
 from server.classes import admitted_classes, count_classes, note_difficulties, question_of_classes
@@ -120,6 +121,7 @@ class RoundLoop:
         self._metrics = MetricsLog(self.folder)
         self._quorum = Quorum(self.config.federation, len(self.site_names))
         self._teachers = Teachers(self.config, self.folder)
+        self._best = BestRounds(self.folder, keep + 1)
         self._questions = Questions(self.grid, self.signer, self.config.federation.round_deadline_s, self.clock)
         self._roster = Roster(self.grid, self.config, self.run, self.site_names, self.clock, self.signer, self.owners)
         state, model, aggregation = self._restore()
@@ -133,7 +135,12 @@ class RoundLoop:
             stage_index = state.stage
             vector, lines = self._round(state, model, aggregation, vector)
             self._check_collapse(state, lines)
+            if self._options(state).choose == "best":
+                stage = state.stages[state.stage]
+                self._best.consider(stage_index, stage, state.round + 1, lines[-1]["heldout_loss"], vector)
             stage_ended = self._advance(state)
+            if stage_ended:
+                vector = self._best.chosen(stage_index, state.stages[stage_index], vector)
             lines[-1]["seconds"] = time.perf_counter() - started
             state.rounds_s += lines[-1]["seconds"]
             started = time.perf_counter()
@@ -154,6 +161,7 @@ class RoundLoop:
             self.observer.round_done(state, lines[-1]["loss"], lines[-1]["heldout_loss"])
             if stage_ended:
                 self.observer.stage_done(self.config, state, stage_index)
+        self._best.forget()
         return state, vector
 
     def _options(self, state: RunState) -> Stage:
@@ -341,7 +349,8 @@ class RoundLoop:
         options = self._options(state)
         if self.config.privacy is not None:  # sites do not tell it
             return None
-        if options.stop == "rounds" and state.round_in_stage + 1 < options.rounds:
+        last = state.round_in_stage + 1 == options.rounds
+        if options.stop == "rounds" and options.choose == "last" and not last:
             return None
         asked = EvaluateRequest(**self._question(state, model))
         loss, seconds = heldout_at_sites(

@@ -21,8 +21,9 @@ class StageState(_State):
     """One stage so far.
 
     ``teacher`` is the hash of the backbone that it distils from, ``found`` its rate and batch size, where they were
-    looked for, ``class_images`` the training images of each class at all sites when it began, where it learns labels,
-    and ``difficulties`` how hard each class was in the round before, where a class-wise curriculum goes by that.
+    looked for, ``best_round`` the one of the lowest held-out loss, where the stage ends with that. Where it learns
+    labels, ``class_images`` are the training images of each class at all sites when it began, and ``difficulties`` how
+    hard each class was in the round before, where a class-wise curriculum goes by that.
     """
 
     rounds_done: int = 0
@@ -33,6 +34,8 @@ class StageState(_State):
     chance_loss: float | None = None
     teacher: str | None = None
     found: FoundSetting | None = None
+    best_round: int | None = None
+    best_loss: float | None = None
     class_images: list[int] | None = None
     difficulties: list[float | None] | None = None
 

@@ -31,6 +31,8 @@ class Stage(TrainingOptions):
         distill: holds the backbone to an earlier one; None: it does not.
         on_collapse: ``"fail"`` ends the run where most sites see that the features have become nearly one (see
             `analysis.collapse`); ``"note"`` says so and goes on.
+        choose: ``"best"`` ends the stage with the weights of the round of the lowest held-out loss, ``"last"`` with
+            those of its last round.
         options: the task's own options.
     """
 
@@ -42,6 +44,7 @@ class Stage(TrainingOptions):
     distill: DistillOptions | None = None
     tune: TuneOptions | None = None
     on_collapse: Literal["fail", "note"] = "fail"
+    choose: Literal["last", "best"] = "last"
     options: SerializeAsAny[Options] = Field(default_factory=Options)
 
     @property

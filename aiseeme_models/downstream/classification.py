@@ -24,7 +24,7 @@ from aiseeme_models.options import Options
 from aiseeme_models.pretext.base import PretextTask, options_of
 
 Values = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-Mode = Literal["finetune", "linear", "norm"]
+Mode = Literal["finetune", "linear", "bn-tune"]
 MOST_CLASSES = 256
 
 
@@ -36,7 +36,7 @@ class ClassificationOptions(Options):
     )
     column: str = Field("label", min_length=1, description="the column of labels.csv that holds the labels")
     mode: Mode = Field(
-        "finetune", description="what is trained beside the head: finetune: all; norm: the norm layers; linear: nothing"
+        "finetune", description="trained beside the head: finetune: all; bn-tune: the norm layers; linear: nothing"
     )
     labels: float = Field(1.0, gt=0, le=1, description="share of each site's labelled patients whose images are used")
     weights: str = Field("frequency", description="class weights: frequency, inverse, effective-number or none")
@@ -204,7 +204,7 @@ class Classification(PretextTask):
 
 
 def _trained(backbone: Backbone, mode: Mode) -> set[nn.Parameter]:
-    """The backbone's parameters that are trained; with ``norm`` those of the layers that are no convolution.
+    """The backbone's parameters that are trained; with ``bn-tune`` those of the layers that are no convolution.
 
     Sirotkin et al. 2024, "Batch Norm tuning" (Applied Intelligence, 10.1007/s10489-024-05758-7).
     """

@@ -105,7 +105,7 @@ def test_a_plateau_needs_held_out_images():
 @pytest.mark.parametrize("task", ["npid", "deepcluster"])
 def test_a_plateau_is_not_sought_in_a_loss_that_rises_while_the_task_is_learnt(task):
     stage = {"task": task, "rounds": 9, "stop": "plateau"}
-    with pytest.raises(InputError, match=f"curriculum.stage.0 .{task}.: stop = 'plateau'.*use 'rounds' or 'probe'"):
+    with pytest.raises(InputError, match=f"curriculum.stage.0 .{task}.: stop = 'plateau'.*'rounds' or 'probe'"):
         check_config(changed("curriculum.stage", [stage]), where="f.toml")
     check_config(changed("curriculum.stage", [stage | {"stop": "rounds"}]), where="f.toml")
 

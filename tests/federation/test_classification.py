@@ -27,7 +27,7 @@ CLASSES = {"stripes": ["stripes"], "blobs": ["blobs"]}
 MODES: dict[str, dict[str, Any]] = {
     "finetune": {},
     "linear": {"mode": "linear"},
-    "norm": {"mode": "norm", "weights": "inverse"},
+    "bn-tune": {"mode": "bn-tune", "weights": "inverse"},
     "focal": {"gamma": 2.0, "weights": "effective-number"},
     "balanced": {"sampling": "balanced", "weights": "none"},
     "ccl": {"ccl": {"start": 0.5, "increment": 0.5, "every": 1, "warmup": 1}},
@@ -109,7 +109,7 @@ def test_it_learns_what_the_sites_know(federation):
     assert len(right) > 12 and np.mean(right) > 0.9
 
 
-@pytest.mark.parametrize("mode", ["linear", "norm"])
+@pytest.mark.parametrize("mode", ["linear", "bn-tune"])
 def test_only_what_the_mode_names_is_trained(mode, federation):
     config = config_of(rounds=2, mode=mode)
     start = start_of_stage(config, 0, None)
@@ -120,7 +120,7 @@ def test_only_what_the_mode_names_is_trained(mode, federation):
         if not np.array_equal(vector[here], start.vector[here])
     }
     norms = {entry.name for entry in start.layout.entries if "bn" in entry.name or "downsample.1" in entry.name}
-    assert changed == {"head.weight", "head.bias"} | (norms if mode == "norm" else set())
+    assert changed == {"head.weight", "head.bias"} | (norms if mode == "bn-tune" else set())
 
 
 def test_classes_weigh_what_they_are_over_all_sites(federation):
@@ -210,6 +210,30 @@ def test_the_difficulty_of_a_class_is_its_mean_loss_over_all_sites(federation):
     assert state.stages[0].difficulties == pytest.approx((sums / counts).tolist(), rel=0.05)
 
 
+def test_the_best_round_by_held_out_loss_is_what_a_stage_ends_with(federation):
+    steady = {"schedule": "constant", "lr": 0.02}
+    config = config_of(rounds=8, norm="group", backbone="tiny", stage=steady | {"choose": "best"})
+    state, vector = federation(config, where="best").play()
+    stage = state.stages[0]
+    assert len(stage.heldout) == 8 and stage.best_loss == min(stage.heldout)
+    assert stage.best_round == 1 + stage.heldout.index(min(stage.heldout)) < 8
+    shorter = config_of(rounds=stage.best_round, norm="group", backbone="tiny", stage=steady)
+    np.testing.assert_array_equal(vector, federation(shorter, where="last").play()[1])
+
+    class Late(Silent):
+        def round_started(self, config, state, round_number, attempt):
+            if round_number == 8:
+                raise KeyboardInterrupt
+
+    crashed = federation(config, where="crashed")
+    with pytest.raises(KeyboardInterrupt):
+        crashed.play(Late())
+    assert len(list((crashed.folder / "run" / "best").iterdir())) <= 3
+    again, resumed = crashed.play()
+    np.testing.assert_array_equal(vector, resumed)
+    assert again.stages == state.stages and not (crashed.folder / "run" / "best").exists()
+
+
 def test_no_label_is_in_any_answer(federation):
     config = config_of(rounds=2, ccl={}, stage={"stop": "plateau", "patience": 9})
     played = federation(config)
@@ -253,7 +277,7 @@ def test_a_small_class_cannot_be_had_by_subtraction(counts, told):
         ({"labels": 0.0}, "options.labels"),
         ({"ccl": {"order": "static"}}, "give them"),
         ({"ccl": {"order": "static", "difficulties": {"stripes": 1.0}}}, "one of each class: stripes, blobs"),
-        ({"mode": "bn"}, "options.mode"),
+        ({"mode": "norms"}, "options.mode"),
     ],
 )
 def test_what_cannot_be_is_said_when_the_configuration_is_read(options, says):
