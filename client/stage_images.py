@@ -25,10 +25,12 @@ class StageImages:
 
     Attributes:
         images: preprocessed.
+        rows: the catalogue's row of each.
         targets: ``(N,)`` int64 their classes, which leave a site in no form; None where the stage looks at no label.
     """
 
     images: CachedImages
+    rows: list[CatalogueRow]
     targets: Tensor | None
 
 
@@ -40,16 +42,16 @@ def stage_images(site: Site, config: FederationConfig, stage: int, split: Split)
     from aiseeme_models.downstream.classification import ClassificationOptions
 
     options = config.curriculum.stage[stage].options
-    if not isinstance(options, ClassificationOptions):
-        return StageImages(site.images(config.images, split, config.holdout), None)
     images, rows = site.images_and_rows(config.images, split, config.holdout)
+    if not isinstance(options, ClassificationOptions):
+        return StageImages(images, rows, None)
     places, targets = _labelled(rows, options)
     if split == "train" and options.labels < 1:
         kept = _some([rows[place] for place in places], targets, options.labels, config.seed)
         places, targets = [places[place] for place in kept], [targets[place] for place in kept]
     import torch
 
-    return StageImages(images.only(places), torch.tensor(targets, dtype=torch.long))
+    return StageImages(images.only(places), [rows[place] for place in places], torch.tensor(targets, dtype=torch.long))
 
 
 def _labelled(rows: Sequence[CatalogueRow], options: ClassificationOptions) -> tuple[list[int], list[int]]:

@@ -57,6 +57,11 @@ class DownstreamOptions(TrainingOptions):
         return ClassificationOptions.model_validate({"classes": classes, **given})
 
 
+def learns_labels(config: FederationConfig) -> bool:
+    """Whether a federation trains a classifier, rather than a backbone by itself."""
+    return isinstance(config.curriculum.stage[0].options, ClassificationOptions)
+
+
 def downstream_config(config: FederationConfig, name: str) -> FederationConfig:
     """The federation that learns the downstream task called ``name``: one stage, from a backbone that it is given.
 

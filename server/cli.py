@@ -11,7 +11,7 @@ import typer
 from aiseeme_models.errors import InputError
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, run_app, show_version, shown
-from server import cli_compare, cli_federation, cli_models, cli_serve
+from server import cli_compare, cli_federation, cli_finetune, cli_models, cli_serve
 from server.cli_curriculum import curriculum_app
 from server.cli_options import Federation, Json, RunId, Runs
 from server.cli_privacy import privacy_app
@@ -62,6 +62,10 @@ def simulate(
     ] = "local",
     device: Device = "auto",
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the configuration's seed.")] = None,
+    initial: Annotated[
+        Path | None,
+        typer.Option(help="Begin with the backbone of this run's or model's folder, or safetensors file."),
+    ] = None,
     runs: Runs = None,
     as_json: Json = False,
 ) -> None:
@@ -85,6 +89,7 @@ def simulate(
         device=choose_device(device),
         home=runs_home(runs),
         progress=progress,
+        initial=initial,
     )
     _show_results(results, runs_home(runs) / results.run, as_json)
 
@@ -208,6 +213,7 @@ def doctor(home: Runs = None, federation: Federation = None, as_json: Json = Fal
 
 
 cli_compare.register(app)
+cli_finetune.register(app)
 cli_models.register(app)
 cli_federation.register(app)
 cli_serve.register(app)

@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiseeme_models import __version__
+from aiseeme_models.downstream.classification import ClassificationOptions
 from federation_configs.loading import config_sha256
 from federation_configs.schema import FederationConfig
 from server.checkpoints import CheckpointStore
-from server.global_model import NEAR_CHANCE, save_weights
+from server.global_model import NEAR_CHANCE, backbone_of, save_head, save_weights
 from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, ModelManifest
 from server.probing import ProbeOutcome
 from server.report import write_model_card, write_report
-from server.results import Results, Seconds, SiteResult, StageResult
+from server.results import Downstream, Results, Seconds, SiteResult, StageResult
 from server.run_folder import CONFIG
 from server.run_state import RunState, StageState
 from server.signed_files import MODEL, write_signed
 from server.site_privacy import SitePrivacy
 
 if TYPE_CHECKING:
+    import numpy as np
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from numpy.typing import NDArray
 
     from aiseeme_models.backbones import Backbone
 
@@ -36,6 +39,7 @@ class FinalFiles:
         folder: the run's folder.
         classes: class counts by site, where the images are labelled.
         phantom: whether the images are phantoms.
+        initial: what the run began with, in words; None: with a fresh backbone.
         signing_key: signs the model's manifest; a researcher's simulation has none.
     """
 
@@ -43,6 +47,7 @@ class FinalFiles:
     folder: Path
     classes: dict[str, dict[str, int]]
     phantom: bool = False
+    initial: str | None = None
     signing_key: Ed25519PrivateKey | None = field(default=None, repr=False)
 
     def done(self, state: RunState, backbone: Backbone, probe: ProbeOutcome, seconds: float) -> Results:
@@ -70,6 +75,29 @@ class FinalFiles:
         write_report(self.folder)
         return results
 
+    def classified(
+        self, state: RunState, vector: NDArray[np.float32], assessed: Downstream | str, seconds: float
+    ) -> Results:
+        """Write model, results, model card and report of a finished run that trained a classifier.
+
+        Args:
+            state: the last checkpoint's.
+            vector: ``(P,)`` float32, the last stage's.
+            assessed: how well it does, or why that is not known.
+            seconds: as in `done`.
+        """
+        backbone = backbone_of(self.config, 0, vector)
+        digest = save_weights(self.folder / MODEL_FOLDER, backbone)
+        self._vouch(state, digest, save_head(self.folder / MODEL_FOLDER, self.config, vector))
+        told = {"probe_note": assessed} if isinstance(assessed, str) else {"downstream": assessed}
+        results = self._results(state, seconds).model_copy(
+            update={"backbone_sha256": digest, "reason": _participation(state), **told}
+        )
+        results.save(self.folder)
+        write_model_card(self.folder)
+        write_report(self.folder)
+        return results
+
     def failed(self, reason: str, seconds: float) -> Results:
         """Write results and report of a run that failed; its checkpoints stay as they are."""
         checkpoint = self._checkpoints().latest()
@@ -86,7 +114,7 @@ class FinalFiles:
         keep = self.config.federation.keep_checkpoints
         return CheckpointStore(self.folder / "checkpoints", keep, self.signing_key)
 
-    def _vouch(self, state: RunState, weights_sha256: str) -> None:
+    def _vouch(self, state: RunState, weights_sha256: str, head_sha256: str | None = None) -> None:
         """Write the model's manifest, which names the last checkpoint's, signed where there is a key."""
         last, raw = self._checkpoints().manifest(state.round)
         manifest = ModelManifest(
@@ -96,6 +124,8 @@ class FinalFiles:
             images=self.config.images.model_dump(mode="json", exclude_none=True),
             config_sha256=config_sha256(self.config),
             sha256=weights_sha256,
+            head_sha256=head_sha256,
+            classes=self._classes,
             version=__version__,
             round=last.round,
             parent_sha256=hashlib.sha256(raw).hexdigest(),
@@ -104,6 +134,11 @@ class FinalFiles:
             sites={name: site.images for name, site in state.sites.items()},
         )
         write_signed(self.folder / MODEL_FOLDER / MANIFEST_FILE, manifest.to_bytes(), MODEL, self.signing_key)
+
+    @property
+    def _classes(self) -> tuple[str, ...]:
+        options = self.config.curriculum.stage[-1].options
+        return options.names if isinstance(options, ClassificationOptions) else ()
 
     def _results(self, state: RunState, seconds: float) -> Results:
         options = self.config.curriculum.stage
@@ -139,6 +174,7 @@ class FinalFiles:
                 overhead=state.rounds_s - state.training_s,
             ),
             phantom=self.phantom,
+            initial=self.initial,
             site_epsilon=None
             if self.config.site_privacy is None
             else SitePrivacy(self.config, secret=False).spent(state.round),
@@ -161,6 +197,7 @@ def _stage(task: str, rounds: int, record: StageState) -> StageResult:
         chance_loss=record.chance_loss,
         near_chance=near,
         found=record.found,
+        best_round=record.best_round,
     )
 
 

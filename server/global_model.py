@@ -18,7 +18,7 @@ from aiseeme_models.errors import InputError
 from aiseeme_models.seeding import generator
 from aiseeme_models.training.shared_state import SharedLayout, flatten, layout_of, load_flat
 from federation_configs.schema import FederationConfig
-from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, WEIGHTS_FILE, read_model_manifest
+from server.model_manifest import HEAD_FILE, MANIFEST_FILE, MODEL_FOLDER, WEIGHTS_FILE, read_model_manifest
 from server.weights_file import tensors_in
 
 NEAR_CHANCE = 0.75
@@ -80,9 +80,28 @@ def save_weights(folder: Path, backbone: Backbone) -> str:
     The bytes depend on the weights only, so that equal models have equal files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    payload = save({name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()})
+    payload = _payload(backbone)
     write_atomically(folder / WEIGHTS_FILE, payload)
     return hashlib.sha256(payload).hexdigest()
+
+
+def save_head(folder: Path, config: FederationConfig, vector: NDArray[np.float32]) -> str:
+    """Write ``head.safetensors``, the last layer of the classifier in a flat vector; gives its SHA-256."""
+    options = config.curriculum.stage[-1]
+    task = build_task(options.task, new_backbone(config), options.options, config.model.norm)
+    load_flat(task, layout_of(task, config.model.norm), vector)
+    payload = save({name: value.detach().cpu().contiguous() for name, value in task.head.state_dict().items()})
+    write_atomically(folder / HEAD_FILE, payload)
+    return hashlib.sha256(payload).hexdigest()
+
+
+def backbone_sha256(backbone: Backbone) -> str:
+    """The SHA-256 of the file that `save_weights` makes of a backbone."""
+    return hashlib.sha256(_payload(backbone)).hexdigest()
+
+
+def _payload(backbone: Backbone) -> bytes:
+    return save({name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()})
 
 
 def load_backbone(folder: Path, config: FederationConfig) -> Backbone:

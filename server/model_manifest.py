@@ -15,6 +15,7 @@ from server.checkpoint_manifest import Sha256
 from server.signed_files import read_manifest_as
 
 MODEL_FOLDER, WEIGHTS_FILE, MANIFEST_FILE = "model", "backbone.safetensors", "model.json"
+HEAD_FILE = "head.safetensors"
 """A run's final model: the folder in the run's own, and what is in it beside the model card."""
 
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
@@ -38,6 +39,8 @@ class ModelManifest(Options):
         parent_sha256: of the bytes of that checkpoint's manifest.
         layout_sha256: of the order, names and shapes of what that checkpoint's vector holds.
         sites: training images of each site of the federation.
+        head_sha256: of the bytes of ``head.safetensors``, the last layer of a classifier; None: the model is none.
+        classes: what its outputs stand for, in order.
     """
 
     format: Literal[1, 2] = 2
@@ -53,6 +56,8 @@ class ModelManifest(Options):
     config_file_sha256: Sha256 | None = None
     layout_sha256: Sha256 | None = None
     sites: dict[str, int] = Field(default_factory=dict)
+    head_sha256: Sha256 | None = None
+    classes: tuple[str, ...] = Field(default=(), strict=False)
 
     def to_bytes(self) -> bytes:
         """As it is written and signed."""

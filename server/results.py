@@ -30,7 +30,8 @@ class StageResult(_Part):
     """One stage.
 
     ``near_chance``: its last loss is above 0.75 of what a model that knows nothing would have. ``found``: its rate and
-    batch size, where they were looked for.
+    batch size, where they were looked for. ``best_round``: the one whose weights it ended with, where the held-out loss
+    chose it.
     """
 
     task: Text
@@ -43,6 +44,7 @@ class StageResult(_Part):
     chance_loss: float | None
     near_chance: bool
     found: FoundSetting | None = None
+    best_round: int | None = None
 
 
 class MissedRound(_Part):
@@ -96,6 +98,21 @@ class Baselines(_Part):
     floor: ProbeScore
 
 
+class Downstream(_Part):
+    """How well a classifier that the federation trained does its task, on test patients who are in no training.
+
+    ``pooled`` is over the test images of all sites, ``sites`` over each one's own. The temperature of their calibration
+    was fitted on ``n_validation`` validation images; without enough of them there is none.
+    """
+
+    mode: Text
+    classes: list[Text]
+    labels: float
+    pooled: ProbeScore
+    sites: dict[Text, ProbeScore]
+    n_validation: int
+
+
 class Seconds(_Part):
     """Wall time over all processes of the run; ``training`` is at the sites, ``overhead`` the rest of the rounds."""
 
@@ -122,6 +139,8 @@ class Results(_Part):
     probe: Probes | None = None
     probe_note: Text | None = None
     baselines: Baselines | None = None
+    downstream: Downstream | None = None
+    initial: Text | None = None
     seconds: Seconds
     phantom: bool = False
     delta: float | None = None

@@ -108,6 +108,8 @@ class SimulationPlan(_Plan):
         images_sha256: digest of every site's accepted images, so that a resumed run sees the same ones.
         threads: torch's threads; another number may give other bits.
         versions: of AISEEME and torch; others may give other bits.
+        initial: run, model or file whose backbone it begins with, absolute; None: with a fresh one.
+        initial_sha256: digest of that backbone's weights.
     """
 
     file: ClassVar[str] = PLAN
@@ -120,6 +122,8 @@ class SimulationPlan(_Plan):
     images_sha256: str
     threads: int
     versions: dict[str, str]
+    initial: str | None = None
+    initial_sha256: str | None = None
 
 
 class StopRequest:

@@ -23,18 +23,20 @@ from client.grouping import lasting_names
 from client.scanning import CatalogueRow, Scan, scan
 from client.site import Site
 from client.site_home import SiteHome
+from federation_configs.downstream import learns_labels
 from federation_configs.loading import config_sha256, load_config, to_toml
 from federation_configs.schema import FederationConfig
+from server.assessment import assess
 from server.final_files import FinalFiles
 from server.flower_adapter import site_index
-from server.global_model import backbone_of
+from server.global_model import backbone_of, backbone_sha256, flat_backbone, read_backbone
 from server.local_grid import LocalGrid
 from server.partitions import Assignment, PartitionRow, assign, parse_partition, partition_table
 from server.probing import probe_run
 from server.progress import Progress
 from server.registry import RunRegistry, new_run_id
 from server.results import Results
-from server.rounds import RoundLoop
+from server.rounds import RoundLoop, Start
 from server.run_folder import CONFIG, SimulationPlan, existing_registry, held, registry_url
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ def simulate(
     device: str,
     home: Path,
     progress: Progress,
+    initial: Path | None = None,
 ) -> Results:
     """Play a federation from the start.
 
@@ -87,6 +90,7 @@ def simulate(
         device: torch device of the sites.
         home: the folder of all runs.
         progress: shows what happens.
+        initial: a run, model or file whose backbone it begins with; None: a fresh one.
 
     Raises:
         InputError: data, partition and configuration do not fit together.
@@ -94,6 +98,7 @@ def simulate(
     """
     if engine not in ENGINES:
         raise InputError(f"--engine {engine}: there are {', '.join(ENGINES)}")
+    backbone = None if initial is None else read_backbone(initial, config)
     run = new_run_id()
     folder = home / run
     home.mkdir(parents=True, exist_ok=True)
@@ -112,6 +117,8 @@ def simulate(
         images_sha256=hospitals.images_sha256,
         threads=torch.get_num_threads(),
         versions=versions(),
+        initial=None if initial is None else str(initial.resolve()),
+        initial_sha256=None if backbone is None else backbone_sha256(backbone),
     )
     with held(folder):
         write_atomically(folder / CONFIG, to_toml(config).encode())
@@ -283,21 +290,34 @@ def _play(
     progress.start(config, folder, hospitals.table, hospitals.left_out, hospitals.missing)
     progress.on_state = lambda state: registry.update(folder.name, {"rounds_done": state.round})
     phantom = all(row.columns.get(PHANTOM_COLUMN) == "yes" for row in hospitals.rows)
-    files = FinalFiles(config, folder, classes={row.site: row.classes for row in hospitals.table}, phantom=phantom)
+    files = FinalFiles(
+        config,
+        folder,
+        classes={row.site: row.classes for row in hospitals.table},
+        phantom=phantom,
+        initial=_began_with(plan),
+    )
     loops: list[RoundLoop] = []
+    begins = _begins(config, plan)
 
     def make_loop(grid: Grid, clock: Callable[[], float], parallel: bool) -> RoundLoop:
         names = [site.name for site in hospitals.sites]
-        loops.append(RoundLoop(grid, config, folder.name, folder, names, progress, clock, parallel))
+        loops.append(RoundLoop(grid, config, folder.name, folder, names, progress, clock, parallel, begins=begins))
         return loops[0]
 
     try:
         state, vector = ENGINES[plan.engine](make_loop, hospitals.sites)
         progress.stop()
         backbone = backbone_of(config, len(state.stages) - 1, vector)
-        store = SiteHome(folder.parent).store
-        probe = probe_run(config, backbone, hospitals.rows, store, device=plan.device, say=progress.say)
-        results = files.done(state, backbone, probe, loops[0].earlier_s + time.perf_counter() - started)
+        seconds = loops[0].earlier_s
+        if learns_labels(config):
+            progress.say("testing the classifier on the test patients of each hospital")
+            assessed = assess(config, vector, hospitals.sites, device=plan.device)
+            results = files.classified(state, vector, assessed, seconds + time.perf_counter() - started)
+        else:
+            store = SiteHome(folder.parent).store
+            probe = probe_run(config, backbone, hospitals.rows, store, device=plan.device, say=progress.say)
+            results = files.done(state, backbone, probe, seconds + time.perf_counter() - started)
     except (RunFailed, InputError, OSError) as failure:
         progress.stop()
         reason = _in_words(failure)
@@ -313,6 +333,24 @@ def _play(
         shutil.rmtree(site.state_folder / "runs" / folder.name, ignore_errors=True)
     registry.finish(results)
     return results
+
+
+def _begins(config: FederationConfig, plan: SimulationPlan) -> Start | None:
+    """What the run begins with, if that was given.
+
+    Raises:
+        InputError: it is not there any more, or another one by now.
+    """
+    if plan.initial is None:
+        return None
+    backbone = read_backbone(Path(plan.initial), config)
+    if backbone_sha256(backbone) != plan.initial_sha256:
+        raise InputError(f"{plan.initial}: its weights are not those that the run began with")
+    return Start(0, flat_backbone(config, 0, backbone))
+
+
+def _began_with(plan: SimulationPlan) -> str | None:
+    return None if plan.initial is None else f"{Path(plan.initial).name}, backbone sha256 {plan.initial_sha256}"
 
 
 def local_grid(sites: Sequence[Site]) -> LocalGrid:

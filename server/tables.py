@@ -13,7 +13,7 @@ from federation_configs.command_line import shown
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from server.results import Results
+    from server.results import Downstream, Results
 
 
 def probe_table(probe: dict[str, Any], baselines: dict[str, Any]) -> Table:
@@ -31,6 +31,24 @@ def probe_table(probe: dict[str, Any], baselines: dict[str, Any]) -> Table:
     for backbone, kind, score in rows:
         auc = "undefined" if score["macro_auc"] is None else f"{score['macro_auc']:.3f}"
         table.add_row(backbone, kind, f"{score['balanced_accuracy']:.3f}", auc, str(score["n_test"]))
+    return table
+
+
+def classifier_table(downstream: Downstream) -> Table:
+    """How the classifier did on the test patients of all sites and of each, with 95 % intervals over patients."""
+    table = Table(title="classifier, tested on patients or lesions that were held out")
+    for title in ("tested at", "balanced accuracy", "95 % interval", "macro AUC", "calibration error", "test images"):
+        table.add_column(title, justify="left" if title == "tested at" else "right")
+    for where, score in [("all sites", downstream.pooled), *downstream.sites.items()]:
+        interval = score.intervals.get("balanced_accuracy")
+        table.add_row(
+            shown(where),
+            f"{score.balanced_accuracy:.3f}",
+            "undefined" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}",
+            "undefined" if score.macro_auc is None else f"{score.macro_auc:.3f}",
+            "undefined" if score.calibration is None else f"{score.calibration.ece:.3f}",
+            str(score.n_test),
+        )
     return table
 
 
@@ -66,6 +84,8 @@ def print_results(console: Console, results: Results, folder: Path) -> None:
             )
     if results.probe is not None and results.baselines is not None:
         console.print(probe_table(results.probe.model_dump(), results.baselines.model_dump()))
+    elif results.downstream is not None:
+        console.print(classifier_table(results.downstream))
     elif results.probe_note:
         console.print(shown(results.probe_note), highlight=False)
     colour = "red" if results.status == "failed" else "green" if results.complete else "yellow"

@@ -111,6 +111,15 @@ class Classification(PretextTask):
         return cls(backbone, options_of(ClassificationOptions, options))
 
     @classmethod
+    def check(cls, options: Options, *, norm: Norm, batch_size: int, image_size: int, channels: int) -> None:
+        """See `PretextTask.check`."""
+        if norm == "batch-local":
+            raise InputError(
+                "a classifier for all sites needs statistics for all of them: model.norm = 'batch-local' keeps them at"
+                " the sites; use 'batch', 'group' or 'group-ws'"
+            )
+
+    @classmethod
     def decomposes_per_image(cls, norm: Norm) -> bool:
         """False: class weights are relative to the batch's other images, unless they are all the same."""
         return False

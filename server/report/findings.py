@@ -9,7 +9,7 @@ from typing import Literal
 
 from aiseeme_models.downstream.metrics import ProbeScore
 from server.report.record import RunStory
-from server.results import Results, SiteResult, StageResult
+from server.results import Downstream, Results, SiteResult, StageResult
 
 Level = Literal["good", "warn", "bad", "note"]
 
@@ -131,6 +131,8 @@ def _level(stage: StageResult) -> str:
 
 def _about_probe(results: Results) -> list[Finding]:
     found = []
+    if results.downstream is not None:
+        return _about_classifier(results.downstream)
     if results.probe_note:
         found.append(Finding("note", _sentence(f"Probe: {results.probe_note}")))
     if results.probe is None:
@@ -146,6 +148,26 @@ def _about_probe(results: Results) -> list[Finding]:
     for kind, score in (("linear", results.probe.linear), ("k-NN", results.probe.knn)):
         if score.note:
             found.append(Finding("note", _sentence(f"{kind} probe: {score.note}")))
+    return found
+
+
+def _about_classifier(downstream: Downstream) -> list[Finding]:
+    pooled, found = downstream.pooled, []
+    interval = pooled.intervals.get("balanced_accuracy")
+    level = chance(pooled)
+    if interval is not None and interval.low <= level:
+        found.append(
+            Finding(
+                "warn",
+                f"The classifier is not above chance beyond doubt: balanced accuracy {pooled.balanced_accuracy:.3f},"
+                f" 95 % interval {interval.low:.3f} to {interval.high:.3f}, chance {level:.3f}.",
+            )
+        )
+    if pooled.note:
+        found.append(Finding("note", _sentence(pooled.note)))
+    found += [
+        Finding("note", _sentence(f"{name}: {score.note}")) for name, score in downstream.sites.items() if score.note
+    ]
     return found
 
 

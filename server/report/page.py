@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from aiseeme_models.atomic_files import replacing
-from aiseeme_models.downstream.metrics import ProbeScore
+from aiseeme_models.downstream.intervals import Interval
+from aiseeme_models.downstream.metrics import SPECIFICITY, ProbeScore
 from server.report.findings import chance, findings, standard_error, verdict
 from server.report.plots import colours_of, loss_plot
 from server.report.record import RunStory, read_run
@@ -35,7 +36,7 @@ def write_report(run_folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(figure=figure, duration=duration)
+    environment.filters.update(figure=figure, duration=duration, interval=interval)
     page = environment.get_template("report.html.j2").render(
         results=results,
         verdict=verdict(results),
@@ -46,11 +47,17 @@ def write_report(run_folder: Path) -> Path:
         bars=_bars(results),
         chance=chance(results.probe.linear) if results.probe else None,
         config=record.config,
+        specificity=SPECIFICITY,
     )
     path = run_folder / "report.html"
     with replacing(path) as draft:
         draft.write_text(page, encoding="utf-8")
     return path
+
+
+def interval(value: Interval | None) -> str:
+    """Both ends with three decimals, or a dash where there is no interval."""
+    return "–" if value is None else f"{value.low:.3f} to {value.high:.3f}"
 
 
 def figure(value: float | None) -> str:

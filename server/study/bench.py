@@ -16,7 +16,15 @@ import torch
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import RunFailed
 from federation_configs.loading import check_config, config_sha256
-from server.global_model import NEAR_CHANCE, backbone_of, flat_backbone, new_backbone, read_backbone, save_weights
+from server.global_model import (
+    NEAR_CHANCE,
+    backbone_of,
+    backbone_sha256,
+    flat_backbone,
+    new_backbone,
+    read_backbone,
+    save_weights,
+)
 from server.metrics_log import FILE as METRICS
 from server.metrics_log import read_lines
 from server.model_manifest import WEIGHTS_FILE
@@ -119,7 +127,7 @@ class Bench:
                 device=self.images.device,
                 test_patients=test.patients,
             )
-        return ModelScores(name=name, backbone_sha256=_digest(backbone), stages=list(stages), scores=scores)
+        return ModelScores(name=name, backbone_sha256=backbone_sha256(backbone), stages=list(stages), scores=scores)
 
     def floor(self) -> ModelScores:
         """What a thumbnail and the colours tell."""
@@ -136,7 +144,7 @@ class Bench:
                 self._play(folder, config, place, sites, backbone)
         record = PlayedStage.model_validate_json((folder / STAGE_FILE).read_bytes())
         played = read_backbone(folder / WEIGHTS_FILE, config)
-        if _digest(played) != record.backbone_sha256:
+        if backbone_sha256(played) != record.backbone_sha256:
             raise RunFailed(f"{folder}: its backbone was altered; remove the folder, and the stage is played again")
         return played, record
 
@@ -195,18 +203,11 @@ def _key(config: FederationConfig, sites: tuple[Site, ...], backbone: Backbone |
     """A hash of all that a stage's bits depend on."""
     computes = {"device": sites[0].device, "threads": torch.get_num_threads(), **versions()}
     digest = hashlib.sha256(json.dumps([config_sha256(config), computes]).encode())
-    digest.update((_digest(backbone) if backbone is not None else "fresh").encode())
+    digest.update((backbone_sha256(backbone) if backbone is not None else "fresh").encode())
     for site in sites:
         lines = sorted(f"{row.content} {row.point}" for row in site.rows)
         digest.update(json.dumps([site.name, lines]).encode())
     return digest.hexdigest()[:24]
-
-
-def _digest(backbone: Backbone) -> str:
-    from safetensors.torch import save
-
-    tensors = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-    return hashlib.sha256(save(tensors)).hexdigest()
 
 
 def _has_collapsed(folder: Path) -> bool:

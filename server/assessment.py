@@ -1,0 +1,129 @@
+"""How well a trained classifier does its task on the simulated hospitals' test patients, pooled and one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aiseeme_models.downstream.calibration import fit_temperature
+from aiseeme_models.downstream.metrics import ProbeScore, score_predictions
+from client.stage_images import StageImages, stage_images
+from server.results import Downstream
+
+if TYPE_CHECKING:
+    from aiseeme_models.downstream.classification import Classification
+    from aiseeme_models.images.splits import Split
+    from client.site import Site
+    from federation_configs.schema import FederationConfig
+
+_FEWEST_FOR_TEMPERATURE = 20
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """A classifier's answers to ``N`` images.
+
+    Attributes:
+        probabilities: ``(N, C)`` float64.
+        truth: ``(N,)`` true columns.
+        patients: ``N`` pseudonyms.
+    """
+
+    probabilities: NDArray[np.float64]
+    truth: NDArray[np.int64]
+    patients: list[str]
+
+
+def assess(
+    config: FederationConfig, vector: NDArray[np.float32], sites: Sequence[Site], *, device: str
+) -> Downstream | str:
+    """Test the classifier in a stage's final ``vector`` ``(P,)``, or say why it cannot be.
+
+    An image that is in training or validation at any site tests nothing, and none tests twice.
+    """
+    task = _classifier(config, vector, device)
+    options, names = task.options, list(task.options.names)
+    seen = {row.content for site in sites for split in _SEEN for row in stage_images(site, config, 0, split).rows}
+    tested: dict[str, _Predicted] = {}
+    for site in sites:
+        data = _without(stage_images(site, config, 0, "test"), seen)
+        seen |= {row.content for row in data.rows}
+        tested[site.name] = _predicted(config, task, data, device)
+    if not sum(len(one.truth) for one in tested.values()):
+        return "the classifier was not tested: no test patient has a label of its classes"
+    trained = {site.name: _labels(stage_images(site, config, 0, "train"), names) for site in sites}
+    held_out = [stage_images(site, config, 0, "validation") for site in sites]
+    validated = _together([_predicted(config, task, data, device) for data in held_out])
+    enough = len(validated.truth) >= _FEWEST_FOR_TEMPERATURE
+    temperature = fit_temperature(validated.probabilities, validated.truth) if enough else None
+
+    def score(one: _Predicted, train_y: list[str]) -> ProbeScore:
+        truth = [names[place] for place in one.truth]
+        guess = [names[place] for place in one.probabilities.argmax(axis=1)]
+        return score_predictions(
+            train_y, truth, guess, one.probabilities, names, patients=one.patients, temperature=temperature
+        )
+
+    return Downstream(
+        mode=options.mode,
+        classes=names,
+        labels=options.labels,
+        pooled=score(_together(list(tested.values())), [label for labels in trained.values() for label in labels]),
+        sites={name: score(one, trained[name]) for name, one in tested.items() if len(one.truth)},
+        n_validation=len(validated.truth) if enough else 0,
+    )
+
+
+_SEEN: tuple[Split, Split] = ("train", "validation")
+
+
+def _classifier(config: FederationConfig, vector: NDArray[np.float32], device: str) -> Classification:
+    from aiseeme_models.curriculum.stage_tasks import build_task
+    from aiseeme_models.downstream.classification import Classification
+    from aiseeme_models.training.shared_state import layout_of, load_flat
+    from server.global_model import new_backbone
+
+    stage = config.curriculum.stage[0]
+    task = build_task(stage.task, new_backbone(config), stage.options, config.model.norm)
+    assert isinstance(task, Classification)
+    load_flat(task, layout_of(task, config.model.norm), vector)
+    return task.to(device).eval()
+
+
+def _without(data: StageImages, seen: set[str]) -> StageImages:
+    places = [place for place, row in enumerate(data.rows) if row.content not in seen]
+    assert data.targets is not None
+    return StageImages(data.images.only(places), [data.rows[place] for place in places], data.targets[places])
+
+
+def _predicted(config: FederationConfig, task: Classification, data: StageImages, device: str) -> _Predicted:
+    import torch
+
+    from aiseeme_models.images.augmentation import BatchAugmentation
+
+    preset = config.images.resolved_preset
+    plain = BatchAugmentation(preset.augmentation, preset.mean, preset.std).plain
+    assert data.targets is not None
+    parts = [np.zeros((0, len(task.options.classes)))]
+    for first in range(0, len(data.images), _BATCH):
+        places = torch.arange(first, min(first + _BATCH, len(data.images)))
+        parts.append(task.probabilities(plain(data.images.batch(places).to(device))).cpu().numpy())
+    return _Predicted(np.concatenate(parts), data.targets.numpy(), [row.group for row in data.rows])
+
+
+def _labels(data: StageImages, names: Sequence[str]) -> list[str]:
+    assert data.targets is not None
+    return [names[place] for place in data.targets.tolist()]
+
+
+def _together(parts: Sequence[_Predicted]) -> _Predicted:
+    return _Predicted(
+        np.concatenate([one.probabilities for one in parts]),
+        np.concatenate([one.truth for one in parts]),
+        [name for one in parts for name in one.patients],
+    )

@@ -1,0 +1,161 @@
+"""``aiseeme finetune`` trains a classifier over the run's hospitals, tests it, and refuses in words what cannot be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from sklearn.metrics import balanced_accuracy_score
+
+from server.cli import main
+from server.results import Results
+from tests.cli.commands import site_options
+from tests.conftest import write_pictures
+
+CONFIG = """
+name = "small"
+seed = 5
+[images]
+preset = "dermoscopy"
+size = 48
+[model]
+backbone = "resnet-tiny"
+norm = "batch"
+[[curriculum.stage]]
+task = "rotation"
+rounds = 1
+batch_size = 8
+[federation]
+min_sites = 2
+[holdout]
+test = 0.3
+validation = 0.2
+[downstream.pattern]
+classes = { stripes = ["stripes"], blobs = ["blobs"] }
+rounds = 3
+batch_size = 8
+[downstream.device]
+classes = { first = ["d0"], others = ["d1", "d2"] }
+column = "device"
+mode = "linear"
+rounds = 1
+batch_size = 8
+"""
+
+
+def called(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Exit code and words of ``aiseeme``, in this process."""
+    monkeypatch.setattr("sys.argv", ["aiseeme", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    return int(ended.value.code or 0), said.out if "--json" in arguments else " ".join((said.out + said.err).split())
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished pretraining run of two hospitals: the folder of runs, and its id."""
+    root = tmp_path_factory.mktemp("finetune")
+    folders = [write_pictures(root / name, 60, seed=i) for i, name in enumerate(("north", "south"))]
+    (root / "small.toml").write_text(CONFIG)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["aiseeme", "simulate", str(root / "small.toml"), *map(str, site_options(folders)),
+                                   "--runs", str(root / "runs")])  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert not ended.value.code
+    (run,) = [path.name for path in (root / "runs").iterdir() if (path / "results.json").exists()]
+    return root / "runs", run
+
+
+def finetuned(monkeypatch: Any, capsys: Any, home: Path, run: str, *options: object) -> tuple[Results, Path]:
+    code, out = called(monkeypatch, capsys, "finetune", run, *options, "--runs", home, "--json")
+    assert code == 0, out
+    results = Results.model_validate_json(out)
+    return results, home / results.run
+
+
+def test_a_classifier_is_trained_tested_and_kept(pretrained, monkeypatch, capsys):
+    home, run = pretrained
+    results, folder = finetuned(monkeypatch, capsys, home, run, "--task", "pattern")
+    assert results.status == "done" and results.rounds_done == 3 and results.probe is None
+    assert run in results.initial
+    classifier = results.downstream
+    assert classifier.classes == ["stripes", "blobs"] and set(classifier.sites) == {"north", "south"}
+    pooled = classifier.pooled
+    assert pooled.n_test == sum(one.n_test for one in classifier.sites.values()) > 20
+    assert sum(map(sum, pooled.confusion)) == pooled.n_test
+    truth = [name for name, row in zip(pooled.per_class, pooled.confusion, strict=True) for _ in range(sum(row))]
+    guess = [
+        name
+        for row in pooled.confusion
+        for name, count in zip(pooled.per_class, row, strict=True)
+        for _ in range(count)
+    ]
+    assert pooled.balanced_accuracy == pytest.approx(balanced_accuracy_score(truth, guess))
+    low, high = pooled.intervals["balanced_accuracy"].low, pooled.intervals["balanced_accuracy"].high
+    assert low <= pooled.balanced_accuracy <= high
+    assert pooled.n_patients < pooled.n_test
+    best = results.stages[0].best_round
+    assert best in (1, 2, 3)
+    manifest = json.loads((folder / "model" / "model.json").read_text())
+    assert manifest["classes"] == ["stripes", "blobs"]
+    assert manifest["head_sha256"] == hashlib.sha256((folder / "model" / "head.safetensors").read_bytes()).hexdigest()
+    assert load_file(folder / "model" / "head.safetensors")["weight"].shape[0] == 2
+    page, card = (folder / "report.html").read_text(), (folder / "model" / "README.md").read_text()
+    assert "What the classifier does" in page and f"{pooled.balanced_accuracy:.3f}" in page
+    assert "stripes, blobs" in card and "pretrained without labels" not in card
+
+
+def test_linear_mode_leaves_the_backbone_as_it_was_pretrained(pretrained, monkeypatch, capsys):
+    home, run = pretrained
+    results, folder = finetuned(monkeypatch, capsys, home, run, "--task", "device")
+    before, after = (load_file(one / "model" / "backbone.safetensors") for one in (home / run, folder))
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name])
+    assert results.backbone_sha256 == Results.load(home / run).backbone_sha256
+
+
+def test_from_scratch_it_begins_with_the_untrained_backbone(pretrained, monkeypatch, capsys):
+    home, run = pretrained
+    results, folder = finetuned(monkeypatch, capsys, home, run, "--task", "pattern", "--scratch", "--labels", "0.5")
+    assert results.initial is None and results.downstream.labels == 0.5
+    whole, _ = finetuned(monkeypatch, capsys, home, run, "--task", "pattern", "--scratch")
+    assert results.downstream.pooled.n_train < whole.downstream.pooled.n_train
+    assert results.downstream.pooled.n_test == whole.downstream.pooled.n_test
+
+
+def test_the_table_is_for_people(pretrained, monkeypatch, capsys):
+    home, run = pretrained
+    code, said = called(monkeypatch, capsys, "finetune", run, "--task", "device", "--runs", home)
+    assert code == 0 and "all sites" in said and "95 % interval" in said and "north" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ((), "say which of the [downstream.*] tables of small is meant; there are device, pattern"),
+        (("--task", "patern"), "no [downstream.patern] in small: there are device, pattern"),
+        (("--task", "pattern", "--labels", "1.5"), "downstream.pattern.labels"),
+        (("--task", "pattern", "--data", "/nowhere"), "no such folder"),
+        (("--config", "demo"), "there are none: add a [downstream.NAME] table"),
+    ],
+)
+def test_mistakes_are_told_in_words(pretrained, monkeypatch, capsys, options, says):
+    home, run = pretrained
+    code, said = called(monkeypatch, capsys, "finetune", run, *options, "--runs", home)
+    assert code == 2 and says in said
+
+
+def test_a_classifier_is_no_backbone_to_begin_with(pretrained, monkeypatch, capsys):
+    home, run = pretrained
+    results, _ = finetuned(monkeypatch, capsys, home, run, "--task", "device")
+    code, said = called(monkeypatch, capsys, "finetune", results.run, "--runs", home)
+    assert code == 2 and "has trained a classifier already" in said
