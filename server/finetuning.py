@@ -84,7 +84,7 @@ def finetune(asked: AskedFineTuning, *, home: Path, progress: Progress) -> Resul
 
 
 def _config(asked: AskedFineTuning, pretrained: FederationConfig) -> FederationConfig:
-    """The configuration of the classifier's run: the tables' of ``asked.config``, the model's of the pretraining run."""
+    """The configuration of the classifier's run: the table is of ``asked.config``, the rest the pretraining run's."""
     source = pretrained if asked.config is None else load_config(asked.config)
     changed = pretrained.model_dump(mode="json", exclude_none=True)
     tables = source.model_dump(mode="json", exclude_none=True)["downstream"]

@@ -125,7 +125,7 @@ def test_linear_mode_leaves_the_backbone_as_it_was_pretrained(pretrained, monkey
 
 def test_from_scratch_it_begins_with_the_untrained_backbone(pretrained, monkeypatch, capsys):
     home, run = pretrained
-    results, folder = finetuned(monkeypatch, capsys, home, run, "--task", "pattern", "--scratch", "--labels", "0.5")
+    results, _ = finetuned(monkeypatch, capsys, home, run, "--task", "pattern", "--scratch", "--labels", "0.5")
     assert results.initial is None and results.downstream.labels == 0.5
     whole, _ = finetuned(monkeypatch, capsys, home, run, "--task", "pattern", "--scratch")
     assert results.downstream.pooled.n_train < whole.downstream.pooled.n_train
