@@ -1,0 +1,102 @@
+"""A classifier's answers as a site may tell them: counts, and scores in groups: none points at a person.
+
+The coordinator pools them (`pooled`) without ever seeing a prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from aiseeme_models.downstream.told import hidden_cells
+from aiseeme_models.options import Options
+
+SMALLEST = 5
+"""The smallest count that is told; `federation_configs.wire.SMALLEST_COUNT` is the same."""
+MOST_GROUPS = 50
+_DIGITS = 3
+ROUNDING = 0.5 * 10**-_DIGITS
+"""How far a told mean may be from the real one."""
+
+Told = Annotated[int, Field(ge=SMALLEST, le=2**31)]
+Group = Annotated[tuple[Told, Annotated[float, Field(ge=0, le=1)]], Field(strict=False)]
+Groups = Annotated[tuple[Group, ...], Field(strict=False, min_length=1, max_length=MOST_GROUPS)]
+"""Scores in rising order, at least 5 to a group: how many, and their mean with three decimals (microaggregation)."""
+
+
+class ClassAnswers(Options):
+    """What became of a site's test images of one class, and which scores the class got.
+
+    Attributes:
+        images: how many there are; None: fewer than 5, or it would give such a number away. Then nothing else is told
+            of them.
+        recognised: how many of them were recognised.
+        taken: how many of them were taken for each class (its own left out: None there); None: fewer than 5, or it
+            would give such a number away.
+        positive: the class's scores of its own images; None: there are fewer than 5.
+        negative: its scores of all other images; None: there are fewer than 5.
+    """
+
+    images: Told | None = None
+    recognised: Told | Literal["<5", "all but <5"] | None = None
+    taken: Annotated[tuple[Told | None, ...], Field(strict=False)] | None = None
+    positive: Groups | None = None
+    negative: Groups | None = None
+
+
+def told_answers(probabilities: NDArray[np.float64], truth: NDArray[np.int64]) -> tuple[ClassAnswers, ...]:
+    """What may be told of a classifier's answers to a site's test images.
+
+    Args:
+        probabilities: ``(N, C)``.
+        truth: ``(N,)`` true columns.
+    """
+    classes = probabilities.shape[1]
+    guess = probabilities.argmax(axis=1)
+    counts = np.bincount(truth, minlength=classes).tolist()
+    hidden = hidden_cells(counts, SMALLEST)
+    found = []
+    for place in range(classes):
+        own = truth == place
+        row = np.bincount(guess[own], minlength=classes).tolist()
+        known = {} if place in hidden else _row(row, place)
+        found.append(
+            ClassAnswers(
+                **known,
+                positive=None if place in hidden else grouped(probabilities[own, place]),
+                negative=grouped(probabilities[~own, place]),
+            )
+        )
+    return tuple(found)
+
+
+def grouped(scores: NDArray[np.float64]) -> tuple[tuple[int, float], ...] | None:
+    """`Groups` of scores ``(N,)`` in [0, 1], as equal in size as can be; None of fewer than 5.
+
+    Microaggregation: Domingo-Ferrer and Mateo-Sanz 2002, doi 10.1109/69.979982.
+    """
+    number = min(MOST_GROUPS, len(scores) // SMALLEST)
+    if not number:
+        return None
+    parts = np.array_split(np.sort(scores), number)
+    return tuple((len(part), round(float(part.mean()), _DIGITS)) for part in parts)
+
+
+def _row(row: Sequence[int], own: int) -> dict[str, object]:
+    """The fields of a row of the confusion of at least 5 images."""
+    total, right = sum(row), row[own]
+    others = [count for place, count in enumerate(row) if place != own]
+    if total - right < SMALLEST:  # whatever was told of the others would be a small number
+        return {"images": total, "recognised": "all but <5", "taken": (None,) * len(row)}
+    if right < SMALLEST:
+        # The sum of what is not told can be had: the recognised are among it.
+        hidden = hidden_cells([right, *others], SMALLEST)
+        told = [None if place + 1 in hidden else count for place, count in enumerate(others)]
+        return {"images": total, "recognised": "<5", "taken": (*told[:own], None, *told[own:])}
+    hidden = hidden_cells(others, SMALLEST)
+    told = [None if place in hidden else count for place, count in enumerate(others)]
+    return {"images": total, "recognised": right, "taken": (*told[:own], None, *told[own:])}
