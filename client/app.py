@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, TypeVar
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import comparing, measuring, rounds, scoring
+from client import assessing, comparing, measuring, rounds, scoring
 from client.refusals import code_of, error_reply, note
 from client.site import Site
 from federation_configs.records import nonce_of, pack, signature_of, unpack_body, unpack_weights
 from federation_configs.wire import (
     AnalyseReply,
     AnalyseRequest,
+    AssessRequest,
     DescribeReply,
     DescribeRequest,
     EvaluateRequest,
@@ -69,6 +70,9 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     def score(site: Site, request: ScoreRequest, content: RecordDict) -> Answer:
         return scoring.score(site, request, weights_in(site, request, content)), None
 
+    def assess(site: Site, request: AssessRequest, content: RecordDict) -> Answer:
+        return assessing.assess(site, request, weights_in(site, request, content)), None
+
     def find_rate(site: Site, request: RangeRequest, content: RecordDict) -> Answer:
         return measuring.find_rate(site, request, weights_in(site, request, content)), None
 
@@ -114,6 +118,7 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     app.train()(guarded("train", TrainRequest, train))
     app.evaluate()(guarded("evaluate", EvaluateRequest, evaluate))
     app.query("score")(guarded("score", ScoreRequest, score))
+    app.query("assess")(guarded("assess", AssessRequest, assess))
     app.query("range")(guarded("range", RangeRequest, find_rate))
     app.query("fit")(guarded("fit", FitRequest, find_batch))
     app.query("analyse")(guarded("analyse", AnalyseRequest, analyse))

@@ -20,6 +20,7 @@ from federation_configs.signatures import is_signed, public_key
 from federation_configs.wire import (
     AnalyseReply,
     AnalyseRequest,
+    AssessRequest,
     DescribeReply,
     DescribeRequest,
     FitRequest,
@@ -96,7 +97,7 @@ class Gate:
         )
 
     def visit(self, kind: str) -> Visit:
-        """Begin with a message of a ``kind``: describe, teach, train, evaluate, score, range, fit or analyse."""
+        """Begin with a message of a kind: describe, teach, train, evaluate, score, assess, range, fit or analyse."""
         return Visit(self, kind)
 
     def signer(self, kind: str, signature: str | None, digest: bytes) -> str | None:
@@ -168,6 +169,9 @@ class Visit:
             fields["images"] = 0
         elif isinstance(request, TrainRequest | RangeRequest | FitRequest):
             fields["epochs"] = passes(request, training)
+        elif isinstance(request, AssessRequest):
+            fields["images"] = len(site.rows_of("test", holdout))
+            check_comparison(fields["images"])
         else:
             fields["images"] = len(site.rows_of("validation", holdout))
             check_validation(fields["images"])
@@ -175,7 +179,8 @@ class Visit:
             check_comparison(fields["images"])
             fields["images"] = whole_batches(fields["images"], request.images)
         with self._gate.ledger.locked():
-            if "epochs" in fields or isinstance(request, AnalyseRequest):  # again, as others may have begun meanwhile
+            # Again, as others may have begun meanwhile.
+            if "epochs" in fields or isinstance(request, AnalyseRequest | AssessRequest):
                 self._gate.decide(request, self._gate.clock(), training)
             self._enter("started", **fields)
         self._begun = True

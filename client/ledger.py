@@ -216,7 +216,7 @@ class Ledger:
             self._nonces.add(fields["nonce"])
         if entry.kind == "started" and isinstance(fields.get("epochs"), (int, float)):
             self._trainings.append((entry.time, float(fields["epochs"])))
-        if entry.kind == "started" and fields.get("what") == "analyse":
+        if entry.kind == "started" and fields.get("what") in ("analyse", "assess"):
             self._comparisons.append(entry.time)
         if entry.kind == SPENT:
             charge = Charge.read(entry.seq, entry.sha256, fields)

@@ -14,6 +14,7 @@ from federation_configs.wire import (
     LARGEST_COMPARISON,
     LONGEST_VALIDITY_S,
     AnalyseRequest,
+    AssessRequest,
     FitRequest,
     RangeRequest,
     Request,
@@ -111,7 +112,8 @@ def decide(
     epochs = passes(request, images) if isinstance(request, TrainRequest | RangeRequest | FitRequest) else 0
     if epochs and _exceeds(epochs_today + epochs, policy.max_epochs_per_day):
         raise Refusal(SiteError.TOO_MANY_EPOCHS)
-    if isinstance(request, AnalyseRequest) and _exceeds(comparisons_today + 1, policy.max_comparisons_per_day):
+    compares = isinstance(request, AnalyseRequest | AssessRequest)
+    if compares and _exceeds(comparisons_today + 1, policy.max_comparisons_per_day):
         raise Refusal(SiteError.TOO_MANY_COMPARISONS)
 
 

@@ -88,13 +88,11 @@ class Site:
 
     def patients_of_images(self, options: ImageOptions, split: Split, holdout: HoldOut) -> list[str]:
         """Whose each of `images` is: pseudonyms of patients, or of what is known in their place."""
-        return [row.group for row in self._open(options, split, holdout)[1]]
+        return [row.group for row in self.rows_of_images(options, split, holdout)]
 
-    def images_and_rows(
-        self, options: ImageOptions, split: Split, holdout: HoldOut
-    ) -> tuple[CachedImages, list[CatalogueRow]]:
-        """The preprocessed images of a split, as `images` gives them, and the catalogue's row of each."""
-        return self._open(options, split, holdout)
+    def rows_of_images(self, options: ImageOptions, split: Split, holdout: HoldOut) -> list[CatalogueRow]:
+        """The catalogue's row of each of `images`."""
+        return self._open(options, split, holdout)[1]
 
     def labelled(self, options: ImageOptions, split: Split, holdout: HoldOut) -> Labelled:
         """Those of `images` that have a label."""

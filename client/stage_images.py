@@ -42,7 +42,8 @@ def stage_images(site: Site, config: FederationConfig, stage: int, split: Split)
     from aiseeme_models.downstream.classification import ClassificationOptions
 
     options = config.curriculum.stage[stage].options
-    images, rows = site.images_and_rows(config.images, split, config.holdout)
+    images = site.images(config.images, split, config.holdout)
+    rows = site.rows_of_images(config.images, split, config.holdout)
     if not isinstance(options, ClassificationOptions):
         return StageImages(images, rows, None)
     places, targets = _labelled(rows, options)

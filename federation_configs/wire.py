@@ -14,6 +14,7 @@ from pydantic import Field
 
 from aiseeme_models.analysis.comparison import BATCH
 from aiseeme_models.curriculum.tuning import Batch
+from aiseeme_models.downstream.answers import ClassAnswers
 from aiseeme_models.downstream.classification import MOST_CLASSES
 from aiseeme_models.downstream.told import hidden_cells
 from aiseeme_models.images.rejection import RejectReason
@@ -329,6 +330,10 @@ class FitRequest(RoundRequest):
     sizes: tuple[Batch, ...] = Field(strict=False, min_length=1, max_length=16)
 
 
+class AssessRequest(RoundRequest):
+    """Test the global classifier on the site's labelled test images."""
+
+
 class EvaluateRequest(RoundRequest):
     """Measure the held-out pretext loss of the global weights."""
 
@@ -407,6 +412,13 @@ class EvaluateReply(RoundReply):
     """The held-out pretext loss on ``images`` validation images, as `told_loss` rounds it."""
 
     loss: Loss
+
+
+class AssessReply(RoundReply):
+    """What became of the ``images`` labelled test images, by class, as `downstream.answers.told_answers` tells it."""
+
+    images: Annotated[int, Field(ge=SMALLEST_COMPARISON, le=2**31)]
+    classes: tuple[ClassAnswers, ...] = Field(strict=False, min_length=2, max_length=MOST_CLASSES)
 
 
 class RangeReply(RoundReply):

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from federation_configs.schema import FederationConfig
 
 _FEWEST_FOR_TEMPERATURE = 20
-_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -102,18 +101,14 @@ def _without(data: StageImages, seen: set[str]) -> StageImages:
 
 
 def _predicted(config: FederationConfig, task: Classification, data: StageImages, device: str) -> _Predicted:
-    import torch
-
+    from aiseeme_models.downstream.classification import predicted
     from aiseeme_models.images.augmentation import BatchAugmentation
 
     preset = config.images.resolved_preset
     plain = BatchAugmentation(preset.augmentation, preset.mean, preset.std).plain
     assert data.targets is not None
-    parts = [np.zeros((0, len(task.options.classes)))]
-    for first in range(0, len(data.images), _BATCH):
-        places = torch.arange(first, min(first + _BATCH, len(data.images)))
-        parts.append(task.probabilities(plain(data.images.batch(places).to(device))).cpu().numpy())
-    return _Predicted(np.concatenate(parts), data.targets.numpy(), [row.group for row in data.rows])
+    found = predicted(task, data.images, plain, device=device)
+    return _Predicted(found, data.targets.numpy(), [row.group for row in data.rows])
 
 
 def _labels(data: StageImages, names: Sequence[str]) -> list[str]:

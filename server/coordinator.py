@@ -15,6 +15,7 @@ import httpx
 
 from aiseeme_models.errors import InputError, RunFailed
 from federation_configs.command_line import console
+from federation_configs.downstream import learns_labels
 from federation_configs.loading import load_config
 from federation_configs.signatures import load_signing_key
 from server.exchange import RunStopped
@@ -79,9 +80,12 @@ def play(home: FederationHome, run: str) -> Results:
                 rejoin_s=config.federation.rejoin_s,
             )
             state, vector = loop.play()
-            backbone = backbone_of(config, len(state.stages) - 1, vector)
             seconds = loop.earlier_s + time.perf_counter() - started
-            results = files.done(state, backbone, ProbeOutcome(None, None, _NO_PROBE), seconds)
+            if learns_labels(config):
+                results = files.classified(state, vector, None, loop.tested, seconds)
+            else:
+                backbone = backbone_of(config, len(state.stages) - 1, vector)
+                results = files.done(state, backbone, ProbeOutcome(None, None, _NO_PROBE), seconds)
         except (RunFailed, InputError, OSError) as failure:
             status: RunStatus = "stopped" if isinstance(failure, RunStopped) else "failed"
             reason = str(failure)

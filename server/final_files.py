@@ -16,7 +16,7 @@ from server.global_model import NEAR_CHANCE, backbone_of, save_head, save_weight
 from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, ModelManifest
 from server.probing import ProbeOutcome
 from server.report import write_model_card, write_report
-from server.results import Downstream, Results, Seconds, SiteResult, StageResult
+from server.results import Downstream, FederatedTest, Results, Seconds, SiteResult, StageResult
 from server.run_folder import CONFIG
 from server.run_state import RunState, StageState
 from server.signed_files import MODEL, write_signed
@@ -76,22 +76,39 @@ class FinalFiles:
         return results
 
     def classified(
-        self, state: RunState, vector: NDArray[np.float32], assessed: Downstream | str, seconds: float
+        self,
+        state: RunState,
+        vector: NDArray[np.float32],
+        assessed: Downstream | str | None,
+        tested: FederatedTest | None,
+        seconds: float,
     ) -> Results:
         """Write model, results, model card and report of a finished run that trained a classifier.
 
         Args:
             state: the last checkpoint's.
             vector: ``(P,)`` float32, the last stage's.
-            assessed: how well it does, or why that is not known.
+            assessed: how well it does on images that are here, or why that is not known; None: none are.
+            tested: what the sites told of it.
             seconds: as in `done`.
         """
-        backbone = backbone_of(self.config, 0, vector)
-        digest = save_weights(self.folder / MODEL_FOLDER, backbone)
-        self._vouch(state, digest, save_head(self.folder / MODEL_FOLDER, self.config, vector))
-        told = {"probe_note": assessed} if isinstance(assessed, str) else {"downstream": assessed}
+        options = self.config.curriculum.stage[-1].options
+        assert isinstance(options, ClassificationOptions)
+        digest = save_weights(self.folder / MODEL_FOLDER, backbone_of(self.config, 0, vector))
+        self._vouch(state, digest, save_head(self.folder / MODEL_FOLDER, self.config, vector), options.names)
+        known = Downstream(mode=options.mode, classes=list(options.names), labels=options.labels)
+        note = assessed if isinstance(assessed, str) else None
+        if isinstance(assessed, Downstream):
+            known = assessed
+        elif tested is None and note is None:
+            note = "no site told how the classifier does on its test patients"
         results = self._results(state, seconds).model_copy(
-            update={"backbone_sha256": digest, "reason": _participation(state), **told}
+            update={
+                "backbone_sha256": digest,
+                "reason": _participation(state),
+                "probe_note": note,
+                "downstream": known.model_copy(update={"federated": tested}),
+            }
         )
         results.save(self.folder)
         write_model_card(self.folder)
@@ -114,7 +131,9 @@ class FinalFiles:
         keep = self.config.federation.keep_checkpoints
         return CheckpointStore(self.folder / "checkpoints", keep, self.signing_key)
 
-    def _vouch(self, state: RunState, weights_sha256: str, head_sha256: str | None = None) -> None:
+    def _vouch(
+        self, state: RunState, weights_sha256: str, head_sha256: str | None = None, classes: tuple[str, ...] = ()
+    ) -> None:
         """Write the model's manifest, which names the last checkpoint's, signed where there is a key."""
         last, raw = self._checkpoints().manifest(state.round)
         manifest = ModelManifest(
@@ -125,7 +144,7 @@ class FinalFiles:
             config_sha256=config_sha256(self.config),
             sha256=weights_sha256,
             head_sha256=head_sha256,
-            classes=self._classes,
+            classes=classes,
             version=__version__,
             round=last.round,
             parent_sha256=hashlib.sha256(raw).hexdigest(),
@@ -134,11 +153,6 @@ class FinalFiles:
             sites={name: site.images for name, site in state.sites.items()},
         )
         write_signed(self.folder / MODEL_FOLDER / MANIFEST_FILE, manifest.to_bytes(), MODEL, self.signing_key)
-
-    @property
-    def _classes(self) -> tuple[str, ...]:
-        options = self.config.curriculum.stage[-1].options
-        return options.names if isinstance(options, ClassificationOptions) else ()
 
     def _results(self, state: RunState, seconds: float) -> Results:
         options = self.config.curriculum.stage

@@ -22,6 +22,7 @@ _TYPES = {
     "train": "train",
     "evaluate": "evaluate",
     "score": "query.score",
+    "assess": "query.assess",
     "range": "query.range",
     "fit": "query.fit",
     "analyse": "query.analyse",

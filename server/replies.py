@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
+from aiseeme_models.downstream.answers import wrong_answers
 from aiseeme_models.downstream.classification import ClassificationOptions
 from federation_configs.records import MalformedRecord, unpack_body, unpack_weights
 from federation_configs.transfer import Transfer
 from federation_configs.wire import (
     AnalyseReply,
     AnalyseRequest,
+    AssessReply,
+    AssessRequest,
     EvaluateReply,
     EvaluateRequest,
     FitReply,
@@ -178,6 +181,20 @@ def check_score(
     body = _checked(message, ScoreReply, site=site, asked=asked, nonce=nonce, weights=False)
     if isinstance(body, ScoreReply) and body.images > declared:
         return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.images} images; the site declared {declared}")
+    return body
+
+
+def check_assessment(message: Message, *, site: str, asked: AssessRequest, nonce: str | None) -> AssessReply | Refused:
+    """Check a reply to a request to test a classifier. How many test images a site has it has told as a count only."""
+    body = _checked(message, AssessReply, site=site, asked=asked, nonce=nonce, weights=False)
+    if isinstance(body, Refused):
+        return body
+    options = asked.config.curriculum.stage[asked.stage].options
+    classes = len(options.classes) if isinstance(options, ClassificationOptions) else 0
+    if (wrong := wrong_answers(body.classes, body.images, classes)) is not None:
+        return Refused(Missed.MALFORMED, f"the reply was refused: {wrong}")
+    if body.images > asked.config.federation.max_images_per_site:
+        return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.images} images, more than a site may have")
     return body
 
 

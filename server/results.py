@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.downstream.metrics import ProbeScore
+from aiseeme_models.downstream.pooled import PooledScore
 from aiseeme_models.errors import InputError
 from aiseeme_models.printable import LONGEST_LINE, printable
 from server.tuning.found import FoundSetting
@@ -98,19 +99,31 @@ class Baselines(_Part):
     floor: ProbeScore
 
 
+class FederatedTest(_Part):
+    """What the sites told of a classifier on their own test patients, of whom no prediction left them.
+
+    ``sites``: test images of each site that told.
+    """
+
+    sites: dict[Text, int]
+    score: PooledScore
+
+
 class Downstream(_Part):
     """How well a classifier that the federation trained does its task, on test patients who are in no training.
 
-    ``pooled`` is over the test images of all sites, ``sites`` over each one's own. The temperature of their calibration
-    was fitted on ``n_validation`` validation images; without enough of them there is none.
+    In a simulation ``pooled`` is over the test images of all sites, ``sites`` over each one's own. The temperature of
+    their calibration was fitted on ``n_validation`` validation images; without enough of them there is none.
+    ``federated`` is what can be known without moving a prediction, and all that is known of real hospitals.
     """
 
     mode: Text
     classes: list[Text]
     labels: float
-    pooled: ProbeScore
-    sites: dict[Text, ProbeScore]
-    n_validation: int
+    pooled: ProbeScore | None = None
+    sites: dict[Text, ProbeScore] = {}
+    n_validation: int = 0
+    federated: FederatedTest | None = None
 
 
 class Seconds(_Part):

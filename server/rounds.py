@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from aiseeme_models.curriculum.stopping import plateau
 from aiseeme_models.errors import RunFailed
+from federation_configs.downstream import learns_labels
 from federation_configs.loading import config_sha256
 from federation_configs.records import Enclosure
 from federation_configs.schema import FederationConfig
 from federation_configs.transfer import outgoing, restored
 from federation_configs.wire import (
+    AssessRequest,
     EvaluateRequest,
     ScoreRequest,
     TeachRequest,
@@ -32,6 +34,7 @@ from server.checkpoint_manifest import CountedSite
 from server.checkpoints import CheckpointStore
 from server.classes import admitted_classes, count_classes, note_difficulties, question_of_classes
 from server.collapse import collapse_in, ways_out
+from server.federated_test import test_at_sites
 from server.folding import aggregation_for, folded, forget_what_was_wrong
 from server.global_model import StageModel, start_of_stage
 from server.heldout import heldout_at_sites, score_at_sites
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from aiseeme_models.curriculum.stages import Stage
+    from server.results import FederatedTest
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class RoundLoop:
         rejoin_s: how long sites whose connection is gone are waited for, where quorum is missed; 0 in a simulation.
         begins: where the run begins; None: at its first stage, with a fresh backbone.
         earlier_s: wall seconds of the rounds that other processes played before this one.
+        tested: what the sites told of a classifier when it was trained; None: none was, or nobody told.
     """
 
     grid: Grid
@@ -107,6 +112,7 @@ class RoundLoop:
     rejoin_s: float = 0.0
     begins: Start | None = None
     earlier_s: float = field(default=0.0, init=False)
+    tested: FederatedTest | None = field(default=None, init=False)
 
     def play(self) -> tuple[RunState, NDArray[np.float32]]:
         """Play what is left of the run. Gives its state and the last stage's flat vector ``(P,)``.
@@ -162,7 +168,17 @@ class RoundLoop:
             if stage_ended:
                 self.observer.stage_done(self.config, state, stage_index)
         self._best.forget()
+        if learns_labels(self.config):
+            self.tested = self._test(state, vector)
         return state, vector
+
+    def _test(self, state: RunState, vector: NDArray[np.float32]) -> FederatedTest | None:
+        """Have the sites test the classifier that was trained."""
+        if not self._roster.nodes:  # the run was done when it was gone on with
+            self._gather(state)
+        ended = state.model_copy(update={"round": state.round - 1, "round_in_stage": 0})  # in the last round's name
+        asked = AssessRequest(**self._question(ended, start_of_stage(self.config, state.stage, None)))
+        return test_at_sites(self._questions, asked, self._roster.nodes, self._beside(vector), self.observer)
 
     def _options(self, state: RunState) -> Stage:
         """Those of the stage that is being played."""

@@ -311,9 +311,10 @@ def _play(
         backbone = backbone_of(config, len(state.stages) - 1, vector)
         seconds = loops[0].earlier_s
         if learns_labels(config):
-            progress.say("testing the classifier on the test patients of each hospital")
             assessed = assess(config, vector, hospitals.sites, device=plan.device)
-            results = files.classified(state, vector, assessed, seconds + time.perf_counter() - started)
+            results = files.classified(
+                state, vector, assessed, loops[0].tested, seconds + time.perf_counter() - started
+            )
         else:
             store = SiteHome(folder.parent).store
             probe = probe_run(config, backbone, hospitals.rows, store, device=plan.device, say=progress.say)

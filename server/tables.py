@@ -13,6 +13,7 @@ from federation_configs.command_line import shown
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from aiseeme_models.downstream.pooled import Bounded
     from server.results import Downstream, Results
 
 
@@ -39,6 +40,8 @@ def classifier_table(downstream: Downstream) -> Table:
     table = Table(title="classifier, tested on patients or lesions that were held out")
     for title in ("tested at", "balanced accuracy", "95 % interval", "macro AUC", "calibration error", "test images"):
         table.add_column(title, justify="left" if title == "tested at" else "right")
+    if downstream.pooled is None:
+        return _told_table(downstream)
     for where, score in [("all sites", downstream.pooled), *downstream.sites.items()]:
         interval = score.intervals.get("balanced_accuracy")
         table.add_row(
@@ -50,6 +53,26 @@ def classifier_table(downstream: Downstream) -> Table:
             str(score.n_test),
         )
     return table
+
+
+def _told_table(downstream: Downstream) -> Table:
+    """What the sites told of it, each figure with the least and the most that it can be."""
+    table = Table(title="classifier, tested by the sites on their own test patients")
+    for title in ("class", "sites", "test images", "recall", "AUC"):
+        table.add_column(title, justify="left" if title == "class" else "right")
+    if downstream.federated is None:
+        return table
+    score = downstream.federated.score
+    table.add_row("all", "", "", _between(score.balanced_accuracy), _between(score.macro_auc))
+    for name, one in score.per_class.items():
+        table.add_row(shown(name), str(one.sites), str(one.images), _between(one.recall), _between(one.auc))
+    return table
+
+
+def _between(figure: Bounded | None) -> str:
+    if figure is None:
+        return "undefined"
+    return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
 
 
 def print_results(console: Console, results: Results, folder: Path) -> None:

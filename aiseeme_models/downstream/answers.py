@@ -33,7 +33,7 @@ class ClassAnswers(Options):
 
     Attributes:
         images: how many there are; None: fewer than 5, or it would give such a number away. Then nothing else is told
-            of them.
+            of the class.
         recognised: how many of them were recognised.
         taken: how many of them were taken for each class (its own left out: None there); None: fewer than 5, or it
             would give such a number away.
@@ -61,17 +61,36 @@ def told_answers(probabilities: NDArray[np.float64], truth: NDArray[np.int64]) -
     hidden = hidden_cells(counts, SMALLEST)
     found = []
     for place in range(classes):
+        if place in hidden:
+            found.append(ClassAnswers())  # the number of the others' scores would tell how many images it has
+            continue
         own = truth == place
         row = np.bincount(guess[own], minlength=classes).tolist()
-        known = {} if place in hidden else _row(row, place)
-        found.append(
-            ClassAnswers(
-                **known,
-                positive=None if place in hidden else grouped(probabilities[own, place]),
-                negative=grouped(probabilities[~own, place]),
-            )
-        )
+        scores = {"positive": grouped(probabilities[own, place]), "negative": grouped(probabilities[~own, place])}
+        found.append(_row(row, place).model_copy(update=scores))
     return tuple(found)
+
+
+def wrong_answers(told: Sequence[ClassAnswers], images: int, classes: int) -> str | None:
+    """What cannot be in what a site told of ``images`` test images of ``classes`` classes; None: it may all be so."""
+    if len(told) != classes:
+        return f"it tells of {len(told)} classes; there are {classes}"
+    if sum(one.images or 0 for one in told) > images:
+        return "its classes have more images than it has"
+    for one in told:
+        scores = [sum(count for count, _ in groups) if groups else 0 for groups in (one.positive, one.negative)]
+        if scores[0] != (one.images or 0) or sum(scores) > images:
+            return "its scores are not as many as its images"
+        if one.images is None:
+            if (one.recognised, one.taken, one.negative) != (None, None, None):
+                return "it tells of images that it does not count"
+            continue
+        right = one.recognised if isinstance(one.recognised, int) else 0
+        if one.recognised is None or one.taken is None or len(one.taken) != classes:
+            return "it does not tell what became of the images of a class"
+        if right + sum(count or 0 for count in one.taken) > one.images:
+            return "it tells of more images of a class than there are"
+    return None
 
 
 def grouped(scores: NDArray[np.float64]) -> tuple[tuple[int, float], ...] | None:
@@ -86,17 +105,18 @@ def grouped(scores: NDArray[np.float64]) -> tuple[tuple[int, float], ...] | None
     return tuple((len(part), round(float(part.mean()), _DIGITS)) for part in parts)
 
 
-def _row(row: Sequence[int], own: int) -> dict[str, object]:
-    """The fields of a row of the confusion of at least 5 images."""
+def _row(row: Sequence[int], own: int) -> ClassAnswers:
+    """What is told of a row of the confusion, of at least 5 images."""
     total, right = sum(row), row[own]
     others = [count for place, count in enumerate(row) if place != own]
     if total - right < SMALLEST:  # whatever was told of the others would be a small number
-        return {"images": total, "recognised": "all but <5", "taken": (None,) * len(row)}
+        return ClassAnswers(images=total, recognised="all but <5", taken=(None,) * len(row))
     if right < SMALLEST:
         # The sum of what is not told can be had: the recognised are among it.
-        hidden = hidden_cells([right, *others], SMALLEST)
-        told = [None if place + 1 in hidden else count for place, count in enumerate(others)]
-        return {"images": total, "recognised": "<5", "taken": (*told[:own], None, *told[own:])}
-    hidden = hidden_cells(others, SMALLEST)
+        hidden = {place - 1 for place in hidden_cells([right, *others], SMALLEST)}
+    else:
+        hidden = hidden_cells(others, SMALLEST)
     told = [None if place in hidden else count for place, count in enumerate(others)]
-    return {"images": total, "recognised": right, "taken": (*told[:own], None, *told[own:])}
+    return ClassAnswers(
+        images=total, recognised="<5" if right < SMALLEST else right, taken=(*told[:own], None, *told[own:])
+    )

@@ -10,13 +10,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from aiseeme_models.backbones import Backbone, Norm
 from aiseeme_models.downstream.ccl import CCLOptions
 from aiseeme_models.downstream.class_weights import class_weightings
+from aiseeme_models.downstream.features import ImageSource, Normalise
 from aiseeme_models.downstream.losses import batch_loss, class_sums, image_losses
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
@@ -25,7 +28,8 @@ from aiseeme_models.pretext.base import PretextTask, options_of
 
 Values = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Mode = Literal["finetune", "linear", "bn-tune"]
-MOST_CLASSES = 256
+MOST_CLASSES = 64
+_BATCH = 256
 
 
 class ClassificationOptions(Options):
@@ -210,6 +214,29 @@ class Classification(PretextTask):
     def chance_loss(self, batch_size: int) -> float:
         """``ln C``."""
         return math.log(len(self.options.classes))
+
+
+def predicted(
+    task: Classification, images: ImageSource, normalise: Normalise, *, device: torch.device | str
+) -> NDArray[np.float64]:
+    """A classifier's probabilities of every image, ``(N, C)`` float64, in evaluation mode.
+
+    Args:
+        task: moved to ``device``, its mode is put back at the end.
+        images: ``N`` images, none too.
+        normalise: ``(B, C, S, S)`` uint8 on ``device`` to float32 of the same shape, without randomness.
+        device: where to compute.
+    """
+    was_training = task.training
+    task.to(device).eval()
+    parts = [np.zeros((0, len(task.options.classes)))]
+    try:
+        for first in range(0, len(images), _BATCH):
+            places = torch.arange(first, min(first + _BATCH, len(images)))
+            parts.append(task.probabilities(normalise(images.batch(places).to(device))).cpu().numpy())
+    finally:
+        task.train(was_training)
+    return np.concatenate(parts)
 
 
 def _trained(backbone: Backbone, mode: Mode) -> set[nn.Parameter]:

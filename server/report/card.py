@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aiseeme_models.atomic_files import replacing
 from server.report.findings import chance, findings, verdict
-from server.report.page import duration, figure, interval
+from server.report.page import duration, figure, interval, middle
 from server.report.record import read_run
 
 
@@ -32,7 +32,7 @@ def write_model_card(run_folder: Path) -> Path:
         keep_trailing_newline=True,
         finalize=escape_markdown,
     )
-    environment.filters.update(figure=figure, duration=duration, interval=interval)
+    environment.filters.update(figure=figure, duration=duration, interval=interval, middle=middle)
     card = environment.get_template("model_card.md.j2").render(
         results=results,
         verdict=verdict(results),

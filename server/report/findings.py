@@ -132,7 +132,8 @@ def _level(stage: StageResult) -> str:
 def _about_probe(results: Results) -> list[Finding]:
     found = []
     if results.downstream is not None:
-        return _about_classifier(results.downstream)
+        note = [Finding("note", _sentence(results.probe_note))] if results.probe_note else []
+        return note + ([] if results.downstream.pooled is None else _about_classifier(results.downstream))
     if results.probe_note:
         found.append(Finding("note", _sentence(f"Probe: {results.probe_note}")))
     if results.probe is None:
@@ -153,6 +154,7 @@ def _about_probe(results: Results) -> list[Finding]:
 
 def _about_classifier(downstream: Downstream) -> list[Finding]:
     pooled, found = downstream.pooled, []
+    assert pooled is not None
     interval = pooled.intervals.get("balanced_accuracy")
     level = chance(pooled)
     if interval is not None and interval.low <= level:

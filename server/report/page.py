@@ -7,6 +7,7 @@ from pathlib import Path
 from aiseeme_models.atomic_files import replacing
 from aiseeme_models.downstream.intervals import Interval
 from aiseeme_models.downstream.metrics import SPECIFICITY, ProbeScore
+from aiseeme_models.downstream.pooled import Bounded
 from server.report.findings import chance, findings, standard_error, verdict
 from server.report.plots import colours_of, loss_plot
 from server.report.record import RunStory, read_run
@@ -36,7 +37,7 @@ def write_report(run_folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(figure=figure, duration=duration, interval=interval)
+    environment.filters.update(figure=figure, duration=duration, interval=interval, middle=middle)
     page = environment.get_template("report.html.j2").render(
         results=results,
         verdict=verdict(results),
@@ -55,7 +56,12 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
-def interval(value: Interval | None) -> str:
+def middle(value: Bounded | None) -> str:
+    """Three decimals of a figure that is known between bounds, or a dash."""
+    return figure(None if value is None else value.value)
+
+
+def interval(value: Interval | Bounded | None) -> str:
     """Both ends with three decimals, or a dash where there is no interval."""
     return "–" if value is None else f"{value.low:.3f} to {value.high:.3f}"
 

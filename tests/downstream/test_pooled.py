@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from aiseeme_models.downstream.answers import MOST_GROUPS, SMALLEST, ClassAnswers, grouped, told_answers
+from aiseeme_models.downstream.answers import MOST_GROUPS, SMALLEST, ClassAnswers, grouped, told_answers, wrong_answers
 from aiseeme_models.downstream.pooled import pool
 from aiseeme_models.downstream.told import hidden_cells
 from federation_configs.wire import SMALLEST_COUNT
@@ -64,6 +64,7 @@ def test_no_small_number_is_told_and_none_follows_from_what_is(seed: int, images
     probabilities = odds / odds.sum(axis=1, keepdims=True)
     guess = probabilities.argmax(axis=1)
     told = told_answers(probabilities, truth)
+    assert wrong_answers(told, images, classes) is None
     kept_back = [int((truth == place).sum()) for place, one in enumerate(told) if one.images is None]
     assert not kept_back or len(kept_back) == classes or (len(kept_back) >= 2 and sum(kept_back) >= 5)
     for place, one in enumerate(told):
@@ -73,7 +74,7 @@ def test_no_small_number_is_told_and_none_follows_from_what_is(seed: int, images
             assert groups is None or sum(count for count, _ in groups) == len(scores)
             assert groups is None or min(count for count, _ in groups) >= 5
         if one.images is None:
-            assert one.recognised is None and one.taken is None and one.positive is None
+            assert one == ClassAnswers()  # not even the scores of the others, whose number would tell
             continue
         assert one.images == own.sum() >= 5
         missed = one.images - row[place]
@@ -100,7 +101,7 @@ def test_scores_are_told_in_groups_of_at_least_five() -> None:
 def test_a_site_without_a_class_says_nothing_of_it_and_the_others_still_count() -> None:
     here, there = site(200, 1), site(200, 2, (0.0, 0.4, 0.6))
     told = [told_answers(*here), told_answers(*there)]
-    assert told[1][0].images is None and told[1][0].positive is None and told[1][0].negative is not None
+    assert told[1][0].images is None and told[1][0].positive is None and told[1][0].negative is None
     pooled = pool(told, NAMES)
     assert pooled.per_class["bcc"].sites == 1 and pooled.per_class["bcc"].images == (here[1] == 0).sum()
     assert pooled.per_class["bcc"].recall is not None

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from flwr.app import ConfigRecord, Message
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from aiseeme_models.curriculum.stage_tasks import build_task
+from aiseeme_models.downstream.classification import predicted
 from aiseeme_models.downstream.losses import class_sums, image_losses
 from aiseeme_models.errors import InputError, RunFailed
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.training.shared_state import layout_of, load_flat
+from client.app import make_client_app
+from client.scanning import scan
+from client.site import Site
+from client.site_config import PolicyOptions
+from client.site_home import SiteHome
 from client.stage_images import stage_images
-from federation_configs.records import unpack_body
-from federation_configs.wire import TrainReply, TrainRequest, told_counts
+from federation_configs.records import Enclosure, unpack_body
+from federation_configs.schema import HoldOut
+from federation_configs.wire import AssessReply, AssessRequest, SiteError, TrainReply, TrainRequest, told_counts
 from server.classes import over_sites
 from server.global_model import new_backbone, start_of_stage
+from server.local_grid import LocalGrid
 from server.observer import Silent
-from server.run_state import SiteState
-from tests.conftest import InProcess, tiny_config
+from server.results import FederatedTest
+from server.run_state import RunState, SiteState
+from tests.conftest import InProcess, tiny_config, write_pictures
 
 CLASSES = {"stripes": ["stripes"], "blobs": ["blobs"]}
 MODES: dict[str, dict[str, Any]] = {
@@ -169,7 +181,7 @@ def test_a_site_of_one_class_takes_part(federation):
 def test_a_share_of_the_labelled_patients_is_the_same_wherever_they_are(federation):
     half, whole = config_of(labels=0.5), config_of()
     for site in federation(half).sites:
-        some, rows = stage_images(site, half, 0, "train"), site.images_and_rows(half.images, "train", half.holdout)[1]
+        some, rows = stage_images(site, half, 0, "train"), site.rows_of_images(half.images, "train", half.holdout)
         assert len(some.images) < len(stage_images(site, whole, 0, "train").images) == len(rows)
         renamed = replace(site, rows=[replace(row, group=f"x{row.group[::-1]}") for row in site.rows], _opened={})
         torch.testing.assert_close(stage_images(renamed, half, 0, "train").targets, some.targets)
@@ -294,3 +306,114 @@ def test_it_stands_alone_and_without_privacy():
             curriculum={"stage": [alone]},
             privacy={"noise_multiplier": 1.0, "max_grad_norm": 1.0, "delta": 1e-5},
         )
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> tuple[InProcess, RunState, np.ndarray, FederatedTest]:
+    """A classifier of two hospitals with test patients enough, and one with a few: what was told of it."""
+    root = tmp_path_factory.mktemp("tested")
+    home = SiteHome(root / "home")
+    config = config_of(rounds=4, norm="group", backbone="tiny", stage={"lr": 0.02})
+    sites = []
+    for number, (name, count) in enumerate({"alpha": 300, "beta": 340, "gamma": 40}.items()):
+        scanned = scan(write_pictures(root / name, count, seed=20 + number), home, config.images.pipeline)
+        sites.append(Site(name, scanned.root, scanned.rows, home.store, root / "sites" / name))
+    played = InProcess(config, root, sites)
+    loop = played.loop()
+    state, vector = loop.play()
+    return played, state, vector, loop.tested
+
+
+def exact(played: InProcess, vector: np.ndarray, *names: str) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and true columns of the test images of some sites, as nobody but those sites may see them."""
+    task, preset = loaded(played.config, vector), played.config.images.resolved_preset
+    plain = BatchAugmentation(preset.augmentation, preset.mean, preset.std).plain
+    found, truth = [], []
+    for site in played.sites:
+        if site.name in names:
+            data = stage_images(site, played.config, 0, "test")
+            found.append(predicted(task, data.images, plain, device="cpu"))
+            truth.append(data.targets.numpy())
+    return np.concatenate(found), np.concatenate(truth)
+
+
+def test_the_sites_test_it_on_their_own_patients_and_the_exact_figures_lie_within(tested):
+    played, _, vector, told = tested
+    probabilities, truth = exact(played, vector, "alpha", "beta")
+    assert told.sites == {
+        name: len(exact(played, vector, name)[1]) for name in ("alpha", "beta")
+    }  # gamma has too few to tell of
+    score = told.score
+    balanced = balanced_accuracy_score(truth, probabilities.argmax(axis=1))
+    assert score.balanced_accuracy.low <= balanced <= score.balanced_accuracy.high
+    assert score.macro_auc.value == pytest.approx(roc_auc_score(truth, probabilities[:, 1]), abs=0.02)
+    assert {name: one.images for name, one in score.per_class.items()} == dict(
+        zip(CLASSES, np.bincount(truth).tolist(), strict=True)
+    )
+
+
+def test_a_run_that_was_done_is_tested_again_when_it_is_gone_on_with(tested):
+    played, _, vector, told = tested
+    again = played.loop()
+    state, same = again.play()
+    assert state.finished and again.tested == told
+    np.testing.assert_array_equal(same, vector)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda classes: classes[:1] * 3, "3 classes; there are 2"),
+        (lambda classes: [classes[0] | {"images": 10_000}, classes[1]], "more images than it has"),
+        (lambda classes: [classes[0] | {"positive": [[7, 0.5]]}, classes[1]], "not as many as its images"),
+        (lambda classes: [classes[0] | {"recognised": None}, classes[1]], "what became of the images"),
+        (lambda classes: [{**classes[0], "images": None, "positive": None}, classes[1]], "does not count"),
+    ],
+)
+def test_impossible_answers_of_a_site_do_not_count(tested, tmp_path, change, says):
+    played, _, _, told = tested
+    notes: list[str] = []
+
+    def lie(message, reply):
+        if message.metadata.message_type == "query.assess":
+            body = json.loads(unpack_body(reply.content, AssessReply).model_dump_json())
+            body["classes"] = change(body["classes"])
+            reply.content.config_records["body"] = ConfigRecord({"json": json.dumps(body)})
+        return reply
+
+    class Noting(Silent):
+        def note(self, text):
+            notes.append(text)
+
+    lying = replace(played, alter={"alpha": lie})
+    loop = lying.loop(Noting())
+    loop.play()
+    assert list(loop.tested.sites) == ["beta"] and set(told.sites) == {"alpha", "beta"}
+    assert any(note.startswith("alpha did not test") and says in note for note in notes), notes
+
+
+def test_at_a_real_site_each_test_is_in_the_ledger_and_their_number_a_day_is_limited(asked):
+    config = config_of(rounds=1, norm="group", backbone="tiny").model_copy(
+        update={"holdout": HoldOut(test=0.5, validation=0.1)}
+    )
+    model = start_of_stage(config, 0, None)
+    place = {"round": 1, "stage": 0, "round_in_stage": 0, "layout_sha256": model.layout.digest}
+
+    def verdict() -> SiteError | None:
+        wanted = AssessRequest(run="run-1", config=config, **place)
+        content = asked.signer.pack("assess", wanted, site="alpha", valid_s=600.0, beside=Enclosure(model.vector))
+        grid = LocalGrid(make_client_app(lambda context: asked.site), 1)
+        (reply,) = grid.pull_messages(grid.push_messages([Message(content, 2, "query.assess", ttl=600, group_id="1")]))
+        return SiteError(reply.error.code) if reply.has_error() else None
+
+    asked.set_gate(PolicyOptions(max_comparisons_per_day=1))
+    assert [verdict(), verdict()] == [None, SiteError.TOO_MANY_COMPARISONS]
+    asked.set_gate(PolicyOptions(tasks=("simclr",)))
+    assert verdict() == SiteError.TASK_NOT_ALLOWED
+    entries = [(kind, fields.get("what"), fields.get("images")) for kind, fields in asked.entries()]
+    tested = len(asked.site.rows_of("test", config.holdout))
+    assert entries[:3] == [
+        ("asked", "assess", None),
+        ("started", "assess", tested),
+        ("answered", "assess", tested),
+    ]
