@@ -78,7 +78,7 @@ class PolicyOptions(Options):
         min_length=1,
         description="sha256 of the app bundles that may be named here; default: the one of this version",
     )
-    tasks: tuple[str, ...] | None = Field(default=None, min_length=1, description="pretext tasks; default: all")
+    tasks: tuple[str, ...] | None = Field(default=None, min_length=1, description="what may be trained; default: all")
     backbones: tuple[str, ...] | None = Field(default=None, min_length=1, description="backbones; default: all")
     presets: tuple[str, ...] | None = Field(default=None, min_length=1, description="image presets; default: all")
     cohorts: tuple[Cohort, ...] | None = Field(
@@ -98,7 +98,7 @@ class PolicyOptions(Options):
         default=None, gt=0, description="most passes over the site's images in 24 hours, over all runs"
     )
     max_comparisons_per_day: int | None = Field(
-        default=None, ge=0, description="most comparisons of two models in 24 hours; 0: none"
+        default=None, ge=0, description="most comparisons and tests of models in 24 hours; 0: none"
     )
     max_batch_size: int | None = Field(default=None, ge=1, description="largest batch, in images")
     require_dp: bool = Field(default=False, description="refuse what is not trained with differential privacy")

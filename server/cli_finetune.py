@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from federation_configs.command_line import console
-from server.cli_options import Json, RunId, Runs
+from server.cli_options import Federation, Json, RunId, Runs
+from server.cli_serve import watch
 
 
 def register(app: typer.Typer) -> None:
@@ -45,11 +46,15 @@ def finetune(
     ] = "local",
     device: Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")] = "auto",
     runs: Runs = None,
+    federation: Federation = None,
     as_json: Json = False,
 ) -> None:
-    """Train a classifier on a finished run's backbone over simulated hospitals, and test it on each one's patients."""
+    """Train a classifier on a finished run's backbone over its hospitals, and test it on each one's patients.
+
+    A simulated run goes on here. For a launched one the federation must be served: its hospitals train and test.
+    """
     from aiseeme_models.training.device import choose_device
-    from server.finetuning import AskedFineTuning
+    from server.finetuning import AskedFineTuning, is_played_by_hospitals, prepare
     from server.finetuning import finetune as play
     from server.progress import Progress
     from server.run_folder import runs_home
@@ -68,7 +73,15 @@ def finetune(
         engine=engine,
         device=choose_device(device),
     )
-    home = runs_home(runs)
+    home = runs_home(runs, federation)
+    if is_played_by_hospitals(asked, home=home):
+        from server.federation_home import FederationHome
+        from server.launching import launch
+
+        loaded, folder = prepare(asked, home=home)
+        served = FederationHome(home.resolve().parent)
+        watch(served, launch(served, loaded, None if scratch else folder), as_json)
+        return
     results = play(asked, home=home, progress=Progress(console(stderr=as_json)))
     if as_json:
         typer.echo(results.model_dump_json(indent=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,6 +44,10 @@ def launch(
         bool, typer.Option("--canary", help="Rehearse first: a short round of every stage with every site.")
     ] = False,
     only_canary: Annotated[bool, typer.Option("--only-canary", help="Rehearse, and launch nothing.")] = False,
+    initial: Annotated[
+        Path | None,
+        typer.Option(help="Begin with the backbone of this run's or model's folder, or safetensors file."),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the end.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -62,7 +67,7 @@ def launch(
         _rehearse(home, loaded, quiet=as_json)
         if only_canary:
             return
-    run = submit(home, loaded)
+    run = submit(home, loaded, initial)
     if detach:
         typer.echo(json.dumps({"run": run}) if as_json else run)
         return

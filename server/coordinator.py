@@ -58,7 +58,8 @@ def play(home: FederationHome, run: str) -> Results:
         progress.begin(config, folder)
         progress.on_state = lambda state: registry.update(run, {"rounds_done": state.round})
         signing_key = load_signing_key(home.signing_key)
-        files = FinalFiles(config, folder, classes={}, signing_key=signing_key)
+        began_with = None if plan.initial is None else plan.initial.sentence
+        files = FinalFiles(config, folder, classes={}, initial=began_with, signing_key=signing_key)
         started = time.perf_counter()
         grid: SuperLinkGrid | None = None
         try:
@@ -78,6 +79,7 @@ def play(home: FederationHome, run: str) -> Results:
                 signer=RequestSigner(signing_key, home.config.name),
                 owners=_owners(grid, home),
                 rejoin_s=config.federation.rejoin_s,
+                begins=None if plan.initial is None else plan.initial.start(config),
             )
             state, vector = loop.play()
             seconds = loop.earlier_s + time.perf_counter() - started

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from aiseeme_models.errors import InputError
 from federation_configs.downstream import downstream_config, learns_labels
 from federation_configs.loading import check_config, load_config
-from server.run_folder import CONFIG, PLAN, SimulationPlan, existing_registry
+from server.run_folder import CONFIG, FEDERATION_PLAN, SimulationPlan, existing_registry
 from server.simulation import simulate
 
 if TYPE_CHECKING:
@@ -48,12 +48,11 @@ class AskedFineTuning:
     device: str
 
 
-def finetune(asked: AskedFineTuning, *, home: Path, progress: Progress) -> Results:
-    """Play it as a run of its own, in the same folder of runs.
+def prepare(asked: AskedFineTuning, *, home: Path) -> tuple[FederationConfig, Path]:
+    """The configuration of the classifier's run, and the folder of the run whose backbone it goes on with.
 
     Raises:
-        InputError: no such run or table, a run that is no pretraining, or data that are not there.
-        RunFailed: the run failed.
+        InputError: no such run or table, or a run that is no finished pretraining.
     """
     row = existing_registry(home).get(asked.run)
     if row.status != "done":
@@ -62,11 +61,19 @@ def finetune(asked: AskedFineTuning, *, home: Path, progress: Progress) -> Resul
     pretrained = load_config(folder / CONFIG)
     if learns_labels(pretrained):
         raise InputError(f"{row.id} has trained a classifier already: name the run that pretrained its backbone")
-    config = _config(asked, pretrained)
+    return _config(asked, pretrained), folder
+
+
+def finetune(asked: AskedFineTuning, *, home: Path, progress: Progress) -> Results:
+    """Play it as a run of its own over simulated hospitals, in the same folder of runs.
+
+    Raises:
+        InputError: see `prepare`, or data that are not there.
+        RunFailed: the run failed.
+    """
+    config, folder = prepare(asked, home=home)
     data, sites, partition = list(asked.data), asked.sites, asked.partition
     if not data:
-        if not (folder / PLAN).exists():
-            raise InputError(f"{row.id} was played by hospitals, whose images are not here: give --data")
         plan = SimulationPlan.load(folder)
         data = [Path(path) for path in plan.data]
         sites, partition = sites or plan.sites, partition or plan.partition
@@ -81,6 +88,16 @@ def finetune(asked: AskedFineTuning, *, home: Path, progress: Progress) -> Resul
         progress=progress,
         initial=None if asked.scratch else folder,
     )
+
+
+def is_played_by_hospitals(asked: AskedFineTuning, *, home: Path) -> bool:
+    """Whether the run was launched, and no images are given to simulate hospitals with.
+
+    Raises:
+        InputError: no such run.
+    """
+    row = existing_registry(home).get(asked.run)
+    return not asked.data and (home / row.id / FEDERATION_PLAN).exists()
 
 
 def _config(asked: AskedFineTuning, pretrained: FederationConfig) -> FederationConfig:

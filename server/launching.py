@@ -11,12 +11,15 @@ from aiseeme_models import __version__
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import InputError, RunFailed
 from federation_configs.loading import config_sha256, to_toml
+from server.given_start import GivenStart
 from server.registry import UNFINISHED, RunRegistry, RunRow, new_run_id
 from server.run_folder import CONFIG, FEDERATION_PLAN, FederationPlan, StopRequest, registry_url
 from server.service_files import ServiceFiles
 from server.site_registry import SiteRegistry
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from federation_configs.schema import FederationConfig
     from server.federation_home import FederationHome
 
@@ -24,20 +27,27 @@ _TURN_S = 0.2
 _STOP_S = 60.0
 
 
-def launch(home: FederationHome, config: FederationConfig) -> str:
+def launch(home: FederationHome, config: FederationConfig, initial: Path | None = None) -> str:
     """Submit a run to the federation that is being served; gives the run's id.
 
+    Args:
+        home: the federation's.
+        config: the run's.
+        initial: a run, model or file whose backbone it begins with; None: a fresh one.
+
     Raises:
-        InputError: nobody serves the federation, or its sites are not those that the configuration asks for.
+        InputError: nobody serves the federation, its sites are not those that the configuration asks for, or there is
+            no such backbone.
     """
     _is_served(home)
     names = _invited(home, config)
+    given = None if initial is None else GivenStart.of(initial, config)
     home.runs.mkdir(exist_ok=True, mode=0o700)
     run = new_run_id()
     folder = home.runs / run
     folder.mkdir()
     write_atomically(folder / CONFIG, to_toml(config).encode())
-    FederationPlan(sites=tuple(names), versions=_versions()).save(folder)
+    FederationPlan(sites=tuple(names), versions=_versions(), initial=given).save(folder)
     RunRegistry(registry_url(home.runs)).create(
         id=run,
         name=config.name,

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import InputError
 from federation_configs import one_process
+from server.given_start import GivenStart
 
 if TYPE_CHECKING:
     from server.registry import RunRegistry
@@ -88,12 +89,14 @@ class FederationPlan(_Plan):
     Attributes:
         sites: their names.
         versions: of AISEEME and torch at the coordinator.
+        initial: the backbone that it begins with; None: a fresh one.
     """
 
     file: ClassVar[str] = FEDERATION_PLAN
 
     sites: tuple[str, ...]
     versions: dict[str, str]
+    initial: GivenStart | None = None
 
 
 class SimulationPlan(_Plan):
@@ -108,8 +111,7 @@ class SimulationPlan(_Plan):
         images_sha256: digest of every site's accepted images, so that a resumed run sees the same ones.
         threads: torch's threads; another number may give other bits.
         versions: of AISEEME and torch; others may give other bits.
-        initial: run, model or file whose backbone it begins with, absolute; None: with a fresh one.
-        initial_sha256: digest of that backbone's weights.
+        initial: the backbone that it begins with; None: a fresh one.
     """
 
     file: ClassVar[str] = PLAN
@@ -122,8 +124,7 @@ class SimulationPlan(_Plan):
     images_sha256: str
     threads: int
     versions: dict[str, str]
-    initial: str | None = None
-    initial_sha256: str | None = None
+    initial: GivenStart | None = None
 
 
 class StopRequest:

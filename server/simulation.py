@@ -29,14 +29,15 @@ from federation_configs.schema import FederationConfig
 from server.assessment import assess
 from server.final_files import FinalFiles
 from server.flower_adapter import site_index
-from server.global_model import backbone_of, backbone_sha256, flat_backbone, read_backbone
+from server.given_start import GivenStart
+from server.global_model import backbone_of
 from server.local_grid import LocalGrid
 from server.partitions import Assignment, PartitionRow, assign, parse_partition, partition_table
 from server.probing import probe_run
 from server.progress import Progress
 from server.registry import RunRegistry, new_run_id
 from server.results import Results
-from server.rounds import RoundLoop, Start
+from server.rounds import RoundLoop
 from server.run_folder import CONFIG, SimulationPlan, existing_registry, held, registry_url
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def simulate(
     """
     if engine not in ENGINES:
         raise InputError(f"--engine {engine}: there are {', '.join(ENGINES)}")
-    backbone = None if initial is None else read_backbone(initial, config)
+    given = None if initial is None else GivenStart.of(initial, config)
     run = new_run_id()
     folder = home / run
     home.mkdir(parents=True, exist_ok=True)
@@ -117,8 +118,7 @@ def simulate(
         images_sha256=hospitals.images_sha256,
         threads=torch.get_num_threads(),
         versions=versions(),
-        initial=None if initial is None else str(initial.resolve()),
-        initial_sha256=None if backbone is None else backbone_sha256(backbone),
+        initial=given,
     )
     with held(folder):
         write_atomically(folder / CONFIG, to_toml(config).encode())
@@ -290,15 +290,11 @@ def _play(
     progress.start(config, folder, hospitals.table, hospitals.left_out, hospitals.missing)
     progress.on_state = lambda state: registry.update(folder.name, {"rounds_done": state.round})
     phantom = all(row.columns.get(PHANTOM_COLUMN) == "yes" for row in hospitals.rows)
-    files = FinalFiles(
-        config,
-        folder,
-        classes={row.site: row.classes for row in hospitals.table},
-        phantom=phantom,
-        initial=_began_with(plan),
-    )
+    classes = {row.site: row.classes for row in hospitals.table}
+    began_with = None if plan.initial is None else plan.initial.sentence
+    files = FinalFiles(config, folder, classes=classes, phantom=phantom, initial=began_with)
     loops: list[RoundLoop] = []
-    begins = _begins(config, plan)
+    begins = None if plan.initial is None else plan.initial.start(config)
 
     def make_loop(grid: Grid, clock: Callable[[], float], parallel: bool) -> RoundLoop:
         names = [site.name for site in hospitals.sites]
@@ -334,24 +330,6 @@ def _play(
         shutil.rmtree(site.state_folder / "runs" / folder.name, ignore_errors=True)
     registry.finish(results)
     return results
-
-
-def _begins(config: FederationConfig, plan: SimulationPlan) -> Start | None:
-    """What the run begins with, if that was given.
-
-    Raises:
-        InputError: it is not there any more, or another one by now.
-    """
-    if plan.initial is None:
-        return None
-    backbone = read_backbone(Path(plan.initial), config)
-    if backbone_sha256(backbone) != plan.initial_sha256:
-        raise InputError(f"{plan.initial}: its weights are not those that the run began with")
-    return Start(0, flat_backbone(config, 0, backbone))
-
-
-def _began_with(plan: SimulationPlan) -> str | None:
-    return None if plan.initial is None else f"{Path(plan.initial).name}, backbone sha256 {plan.initial_sha256}"
 
 
 def local_grid(sites: Sequence[Site]) -> LocalGrid:

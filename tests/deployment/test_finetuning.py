@@ -1,0 +1,63 @@
+"""A backbone is fine-tuned by real hospitals over TLS to the bits, and the figures, that a simulation comes to."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from scripts.loopback import aiseeme, aiseeme_site, ran
+from tests.deployment.hospitals import federation_table, head, loopback, needs_nginx
+
+pytestmark = [pytest.mark.deployment, needs_nginx]
+
+CONFIG = (
+    head("tuned", "resnet-tiny")
+    + """
+[[curriculum.stage]]
+task = "rotation"
+rounds = 1
+batch_size = 8
+
+[holdout]
+test = 0.5
+validation = 0.15
+
+[downstream.pattern]
+classes = { stripes = ["stripes"], blobs = ["blobs"] }
+rounds = 3
+batch_size = 8
+ccl = { start = 0.5, increment = 0.5 }
+
+"""
+    + federation_table(min_sites=3, round_deadline_s=120, rejoin_s=120)
+)
+
+
+def test_real_hospitals_fine_tune_to_the_figures_of_a_simulation(tmp_path):
+    with loopback(tmp_path, CONFIG, images=180) as federation:
+        pretrained = federation.simulated()
+        runs = tmp_path / "simulated"
+        expected = json.loads(ran(aiseeme("finetune", pretrained["run"], "--runs", runs, "--json")))
+        assert expected["downstream"]["federated"]["sites"].keys() == {"alpha", "beta", "gamma"}
+
+        federation.start()
+        home = federation.home / "runs"
+        ran(aiseeme("launch", federation.config_file, "--federation", federation.home))
+        (run,) = [path.name for path in home.iterdir() if path.is_dir()]
+        tuned = json.loads(ran(aiseeme("finetune", run, "--federation", federation.home, "--json")))
+        assert tuned["status"] == "done" and tuned["rounds_done"] == 3
+        assert tuned["backbone_sha256"] == expected["backbone_sha256"] != pretrained["backbone_sha256"]
+        assert tuned["downstream"]["federated"] == expected["downstream"]["federated"]
+        assert tuned["downstream"]["pooled"] is None and expected["downstream"]["pooled"] is not None
+        heads = [
+            json.loads((folder / one["run"] / "model" / "model.json").read_text())["head_sha256"]
+            for folder, one in ((runs, expected), (home, tuned))
+        ]
+        assert heads[0] == heads[1] is not None
+        ran(aiseeme("verify", tuned["run"], "--federation", federation.home))
+
+        for hospital in federation.hospitals.values():
+            ran(aiseeme_site("ledger", "verify", "--home", hospital.home))
+            answered = [entry["what"] for entry in hospital.ledger if entry["kind"] == "answered"]
+            assert answered.count("assess") == 1 and answered.count("train") == 4
