@@ -15,8 +15,9 @@ from aiseeme_models.errors import InputError
 from aiseeme_models.images.cache import ImageCache
 from aiseeme_models.images.decode_pool import DecodedFile, DecodedImage, DecodePool, DecodeTask
 from aiseeme_models.images.filling import WantedImage, fill, image_key
-from aiseeme_models.images.labels import POINT_COLUMN, LabelRow, Labels, read_labels
+from aiseeme_models.images.labels import POINT_COLUMN, LabelRow, Labels
 from aiseeme_models.images.pipeline import Pipeline
+from aiseeme_models.images.published import labels_of
 from aiseeme_models.images.reading import read_bytes
 from aiseeme_models.images.rejection import ImageRejected, RejectReason
 from aiseeme_models.images.splits import split_point
@@ -63,7 +64,7 @@ def scan(
     root = image_root(folder)
     if root.resolve() == home.folder.resolve():
         raise InputError(f"{folder}: is the site's home; --home names another folder for key, catalogue and cache")
-    labels = read_labels(folder)
+    labels = labels_of(folder)
     with home.catalogue.scanning():
         work = _Work(folder, root, home, pipeline, cohort)
         work.decode(on_file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from aiseeme_models.images.rejection import RejectReason
 
 IMAGES_FOLDER = "images"
 MASKS_FOLDER = "masks"
+_MASK = re.compile(r"_(segmentation|superpixels)\.[A-Za-z]+$")
 
 Stamp = tuple[int, int, int, int]
 """Size, modification and change time in ns, and inode: what tells that a file is as it was."""
@@ -40,9 +42,9 @@ def image_root(folder: Path) -> Path:
 def walk(root: Path, *own: Path) -> tuple[list[FoundFile], list[str]]:
     """Every file to look at, by name so that every machine sees one order.
 
-    Left out are folders called ``masks``, hidden files and folders, labels.csv, and the site's ``own`` folders where
-    they lie below. Links to folders are not followed. Second the folders that could not be listed: nobody knows how
-    many images are in them.
+    Left out are folders called ``masks``, files that end in ``_segmentation`` or ``_superpixels`` (as ISIC calls its
+    masks), hidden files and folders, labels.csv, and the site's ``own`` folders where they lie below. Links to folders
+    are not followed. Second the folders that could not be listed: nobody knows how many images are in them.
     """
     skipped = {_below(root, folder) for folder in own} - {None}
     found: list[FoundFile] = []
@@ -59,7 +61,7 @@ def walk(root: Path, *own: Path) -> tuple[list[FoundFile], list[str]]:
                     if entry.is_dir(follow_symlinks=False):
                         if entry.name != MASKS_FOLDER and name not in skipped:
                             folders.append(f"{name}/")
-                    elif entry.name != LABELS_FILE and not _links_to_folder(entry):
+                    elif entry.name != LABELS_FILE and not _MASK.search(entry.name) and not _links_to_folder(entry):
                         found.append(_look(name, entry))
         except OSError:
             unreadable.append(below)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,14 +43,24 @@ class LabelRow:
 
 @dataclass(frozen=True)
 class Labels:
-    """All lines of a ``labels.csv``, by file and index."""
+    """What is known of a folder's images: the lines of its ``labels.csv``, by file and index, or what their names tell.
+
+    Attributes:
+        path: the file, or the folder whose names tell.
+        columns: what is known.
+        rows: the lines; none where ``derived`` tells.
+        derived: from a file's name to what is known of it, in a data set that has its own form.
+    """
 
     path: Path
     columns: tuple[str, ...]
     rows: Mapping[tuple[str, int | None], LabelRow]
+    derived: Callable[[str], LabelRow | None] | None = None
 
     def of(self, file: str, frame: int) -> LabelRow | None:
         """The line about one image: the one that gives its index, else the one about its file."""
+        if self.derived is not None:
+            return self.derived(file)
         return self.rows.get((file, frame)) or self.rows.get((file, None)) or self.rows.get(("", frame))
 
 
