@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from client.refusals import Refusal
 from federation_configs.wire import (
     SMALLEST_COUNT,
-    ClassLoss,
     RoundRequest,
     SiteError,
     TrainRequest,
@@ -64,8 +63,8 @@ def balanced(task: Classification, request: TrainRequest, targets: Tensor, seed:
     return BalancedGradients(targets, request.config.curriculum.stage[request.stage], seed)
 
 
-def told_classes(config: FederationConfig, targets: Tensor | None) -> tuple[int | Literal["<5"] | None, ...] | None:
-    """How many training images of each class there are, as it may be told; None where no label is learnt.
+def told_classes(config: FederationConfig, targets: Tensor | None) -> tuple[int, ...] | None:
+    """How many training images of each class there are; None where that may not be told, or no label is learnt.
 
     Args:
         config: the federation's.
@@ -90,11 +89,17 @@ def rate_factor(task: Classification, request: TrainRequest) -> Callable[[float]
     return lambda progress: schedule(ccl.progress(progress, stage.rounds, len(task.options.classes)))
 
 
-def told_class_losses(task: Classification) -> tuple[ClassLoss | None, ...] | None:
-    """How hard each class was in the round, where the coordinator orders classes by it."""
-    if task.options.ccl is None or task.options.ccl.order != "self-paced":
+def told_class_losses(task: Classification | None, targets: Tensor | None) -> tuple[float | None, ...] | None:
+    """How hard each class was in the round, where the coordinator orders classes by it.
+
+    Args:
+        task: has been trained; None: it learns no labels.
+        targets: ``(N,)`` the classes of the images: what counts is how many a class has, not how often they were seen.
+    """
+    if task is None or targets is None or task.options.ccl is None or task.options.ccl.order != "self-paced":
         return None
+    images = targets.bincount(minlength=len(task.options.classes)).tolist()
     return tuple(
-        ClassLoss(images=count, loss=told_loss(total / count)) if count >= SMALLEST_COUNT else None
-        for total, count in zip(*task.class_losses(), strict=True)
+        told_loss(total / seen) if count >= SMALLEST_COUNT and seen else None
+        for total, seen, count in zip(*task.class_losses(), images, strict=True)
     )

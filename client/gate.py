@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from aiseeme_models.analysis.comparison import whole_batches
+from aiseeme_models.downstream.classification import ClassificationOptions
 from client.ledger import Ledger
 from client.policy import check_comparison, check_hours, check_images, check_stamp, check_validation, decide, passes
 from client.refusals import Refusal
@@ -201,7 +202,7 @@ class Visit:
         length, digest = left_with(content)
         fields: dict[str, Any]
         if isinstance(reply, DescribeReply):
-            counts = reply.model_dump(mode="json", include={"train", "validation", "test", "rejected"})
+            counts = reply.model_dump(mode="json", include={"train", "validation", "test", "rejected", "classes"})
             fields = {"images": reply.train + reply.validation, "counts": counts}
         else:
             fields = {"images": reply.images, "steps": reply.steps if isinstance(reply, TrainReply) else 0}
@@ -219,6 +220,7 @@ class Visit:
 
     def _question(self, request: Request, coordinator: str | None) -> dict[str, Any]:
         stamp, config, stages = request.stamp, request.config, request.config.curriculum.stage
+        columns = [stage.options.column for stage in stages if isinstance(stage.options, ClassificationOptions)]
         place: dict[str, Any] = {"round": None, "stage": None, "task": ", ".join(stage.title for stage in stages)}
         if isinstance(request, RoundRequest):
             task = stages[request.stage].title if request.stage < len(stages) else None
@@ -230,6 +232,7 @@ class Visit:
             "run": request.run,
             **place,
             "name": config.name,
+            "labels": ", ".join(columns) or None,
             "config": config_sha256(config),
             "coordinator": coordinator,
             "nonce": None if stamp is None else stamp.nonce,

@@ -13,6 +13,7 @@ from client.rounds import loaded_bench, reporting
 from client.site import Site
 from client.stage_images import stage_images
 from federation_configs.wire import (
+    SMALLEST_COUNT,
     FitReply,
     FitRequest,
     RangeReply,
@@ -86,7 +87,9 @@ def _training_images(site: Site, request: RoundRequest) -> CachedImages:
     config = request.config
     if Protection(site, config).is_any:  # nothing accounts for what these figures tell
         raise Refusal(SiteError.WITHHELD)
-    images = stage_images(site, config, request.stage, "train").images
-    if len(images) == 0:
+    data = stage_images(site, config, request.stage, "train")
+    if len(data.images) == 0:
         raise Refusal(SiteError.NO_IMAGES)
-    return images
+    if data.targets is not None and len(data.images) < SMALLEST_COUNT:
+        raise Refusal(SiteError.TOO_FEW_IMAGES)
+    return data.images

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from aiseeme_models.analysis.comparison import whole_batches
 from aiseeme_models.curriculum.tuning.ladder import STEPS_OF_A_SIZE, ladder
+from aiseeme_models.downstream.classification import ClassificationOptions
 from client.refusals import Refusal
 from client.schedule import ScheduleOptions
 from client.site_config import SMALLEST_SITE, PolicyOptions
@@ -94,6 +95,9 @@ def decide(
         raise Refusal(SiteError.BAD_REQUEST)
     if not all(_allows(policy.tasks, task) for stage in stages for task in stage.tasks):
         raise Refusal(SiteError.TASK_NOT_ALLOWED)
+    columns = {stage.options.column for stage in stages if isinstance(stage.options, ClassificationOptions)}
+    if not columns <= set(policy.label_columns):
+        raise Refusal(SiteError.LABELS_NOT_ALLOWED)
     backbones = {config.model.backbone}
     if isinstance(request, AnalyseRequest):
         backbones |= {model.backbone for model in request.models}

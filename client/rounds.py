@@ -12,6 +12,7 @@ from aiseeme_models.seeding import derive_seed, generator
 from client.classifying import balanced, begin_classes, classifier, rate_factor, told_class_losses, told_classes
 from client.local_state import LocalState
 from client.own_model import OwnModel
+from client.policy import check_validation
 from client.protection import Protection
 from client.refusals import Refusal
 from client.site import Site
@@ -66,8 +67,9 @@ def describe(site: Site, request: DescribeRequest) -> DescribeReply:
     protection.check_affordable(request.run)
     first = {split: stage_images(site, config, 0, split) for split in _SPLITS}
     counts = {split: len(one.images) for split, one in first.items()}
+    learns = first["train"].targets is not None
     if counts["train"] == 0:
-        raise Refusal(SiteError.NO_IMAGES)
+        raise Refusal(SiteError.NO_LABELS if learns and site.rows else SiteError.NO_IMAGES)
     if counts["train"] < SMALLEST_COUNT:
         raise Refusal(SiteError.TOO_FEW_IMAGES)
     if counts["validation"] < SMALLEST_COUNT:
@@ -88,7 +90,10 @@ def describe(site: Site, request: DescribeRequest) -> DescribeReply:
         site=site.name,
         version=__version__,
         rejected=rejected,
-        test=small_count(len(site.rows_of("test", config.holdout))),
+        # Of all test images and the labelled ones, the difference would tell how few have no label.
+        test=small_count(
+            len(stage_images(site, config, 0, "test").rows if learns else site.rows_of("test", config.holdout))
+        ),
         train=counts["train"],
         validation=counts["validation"],
         classes=None if protection.is_any else told_classes(config, first["train"].targets),
@@ -142,6 +147,8 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
     images = data.images
     if len(images) == 0:
         raise Refusal(SiteError.NO_IMAGES)
+    if data.targets is not None and len(images) < SMALLEST_COUNT:
+        raise Refusal(SiteError.TOO_FEW_IMAGES)
     if config.privacy is None and len(images) < stage.batch_size:
         raise Refusal(SiteError.BATCH_EXCEEDS_IMAGES)
 
@@ -224,7 +231,7 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
         loss=told_loss(outcome.loss) if spent is None else None,
         epsilon=spent,
         collapsed=collapsed,
-        class_losses=told_class_losses(task) if spent is None and task is not None else None,
+        class_losses=None if spent is not None else told_class_losses(task, data.targets),
         seconds=seconds if spent is None else float(math.ceil(seconds)),
     )
     trained = protection.outgoing(own, weights)
@@ -245,6 +252,8 @@ def evaluate(site: Site, request: EvaluateRequest, weights: NDArray[np.float32])
     if Protection(site, config).is_any:  # it would be an exact mean over patients
         raise Refusal(SiteError.WITHHELD)
     data = stage_images(site, config, request.stage, "validation")
+    if data.targets is not None:
+        check_validation(len(data.images))
     images, bench = data.images, loaded_bench(site, request, weights)
     begin_classes(bench.task, request, data.targets)
     try:

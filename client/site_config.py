@@ -92,6 +92,10 @@ class PolicyOptions(Options):
         le=2**31,
         description="training images that this site must have to take part",
     )
+    label_columns: tuple[str, ...] = Field(
+        default=(),
+        description="columns of labels.csv, as label, that classifiers may be trained on; default: none",
+    )
     max_image_size: int | None = Field(default=None, ge=16, description="largest side of the square images, in pixels")
     max_rounds: int | None = Field(default=None, ge=1, description="most rounds of one run, over all of its stages")
     max_epochs_per_day: float | None = Field(

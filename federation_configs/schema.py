@@ -10,6 +10,7 @@ from aiseeme_models.backbones import PER_IMAGE_NORMS, Norm, backbones
 from aiseeme_models.curriculum.stage_tasks import stage_tasks
 from aiseeme_models.curriculum.stages import Stage
 from aiseeme_models.distillation import DistillOptions
+from aiseeme_models.downstream.classification import ClassificationOptions
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.presets import ImageOptions
 from aiseeme_models.images.splits import TEST_FRACTION, VALIDATION_FRACTION
@@ -168,6 +169,7 @@ class FederationConfig(Options):
                         image_size=self.images.size,
                         channels=channels,
                     )
+                _check_paced(stage)
                 if stage.tune is not None:
                     _check_tuned(stage, self)
                 if self.privacy is not None:
@@ -199,6 +201,22 @@ def _check_distilled(distill: DistillOptions, stage: int, norm: Norm) -> None:
         )
 
 
+def _check_paced(stage: Stage) -> None:
+    """Refuse a rate that would wait at nothing while a class-wise curriculum lets the classes in.
+
+    Raises:
+        InputError: with what would do.
+    """
+    options = stage.options
+    if not isinstance(options, ClassificationOptions) or options.ccl is None:
+        return
+    if stage.warmup > 0 or stage.schedule == "one-cycle":
+        raise InputError(
+            "ccl holds the learning rate at its start until all classes are in, and a warm-up starts at 0: leave warmup"
+            " at 0, and use schedule 'cosine', 'step' or 'constant'"
+        )
+
+
 def _check_tuned(stage: Stage, config: FederationConfig) -> None:
     """Refuse a search whose settings could not be judged, or that would cost what nobody accounts for.
 
@@ -218,6 +236,8 @@ def _check_tuned(stage: Stage, config: FederationConfig) -> None:
             "lr = 'auto' judges a setting at sites that have not trained it, where model.norm = 'batch-local' has no"
             " statistics of it: use another norm, or give lr a number"
         )
+    if stage.judged_by == "probe" and stage_tasks[stage.task].family == "supervised":
+        raise InputError("tune.score = 'probe' looks at the backbone, not at the classifier: leave it out")
     kinds = {name: stage_tasks[name] for name in stage.tasks}
     hard = [name for name, kind in kinds.items() if not (kind.comparable_rounds and kind.comparable_sites)]
     if stage.judged_by == "heldout" and hard:

@@ -16,7 +16,6 @@ from aiseeme_models.analysis.comparison import BATCH
 from aiseeme_models.curriculum.tuning import Batch
 from aiseeme_models.downstream.answers import ClassAnswers
 from aiseeme_models.downstream.classification import MOST_CLASSES
-from aiseeme_models.downstream.told import hidden_cells
 from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.options import Options
 from federation_configs.schema import NAME, FederationConfig, ModelOptions
@@ -33,6 +32,7 @@ Count = Annotated[int, Field(ge=0, le=2**31)]
 SMALLEST_COUNT = 5
 FEW: Literal["<5"] = "<5"
 SmallCount = Annotated[int, Field(ge=SMALLEST_COUNT, le=2**31)] | Literal["<5"]
+ClassCount = Annotated[int, Field(ge=SMALLEST_COUNT, le=2**31)]
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 # Every pretext loss here is bounded below by 0; a larger one than this is no training.
 LARGEST_LOSS = 1000.0
@@ -87,6 +87,7 @@ class SiteError(IntEnum):
     TOO_FEW_HELD_OUT = 1034
     TOO_MANY_COMPARISONS = 1035
     NO_LABELS = 1036
+    LABELS_NOT_ALLOWED = 1037
 
     @property
     def sentence(self) -> str:
@@ -129,7 +130,8 @@ _SENTENCES = {
     SiteError.TEACHER_MISSING: "the site does not have the backbone that the stage distils from",
     SiteError.TOO_FEW_HELD_OUT: f"the site has fewer than {SMALLEST_COMPARISON} held-out images to compare models on",
     SiteError.TOO_MANY_COMPARISONS: "the site's policy allows no more comparisons of models today",
-    SiteError.NO_LABELS: "the site has no labels of two classes or more to score a backbone with",
+    SiteError.NO_LABELS: "the site has too few labels, or too few classes, for this",
+    SiteError.LABELS_NOT_ALLOWED: "the site's policy does not allow learning these labels",
     SiteError.INTERNAL: "an internal error; the site's own log has the details",
 }
 
@@ -139,13 +141,12 @@ def small_count(count: int) -> int | Literal["<5"]:
     return count if count >= SMALLEST_COUNT else FEW
 
 
-def told_counts(counts: Sequence[int]) -> tuple[int | Literal["<5"] | None, ...]:
-    """Counts of which the sum is known as they may leave a site: ``"<5"`` for a small one, None for one that is kept
-    back because it would give a small one away."""
-    hidden = hidden_cells(counts, SMALLEST_COUNT)
-    return tuple(
-        (FEW if count < SMALLEST_COUNT else None) if place in hidden else count for place, count in enumerate(counts)
-    )
+def told_counts(counts: Sequence[int]) -> tuple[int, ...] | None:
+    """Counts of which the sum is known as they may leave a site: all of them, or none where one is small.
+
+    Were only the small ones kept back, the sum and the rule by which others are kept back with them would tell some.
+    """
+    return tuple(counts) if min(counts) >= SMALLEST_COUNT else None
 
 
 def told_loss(loss: float) -> float:
@@ -239,8 +240,8 @@ class DescribeReply(Reply):
     A site with fewer than 5 training images does not take part, and fewer than 5 validation images count as none: both
     numbers are needed exactly, the one as a weight, the other to check a reply.
 
-    Where the federation learns labels, ``train`` and ``validation`` count images of the classes that it names, and
-    ``classes`` the training images of each as `told_counts` tells them.
+    Where the federation learns labels, ``train``, ``validation`` and ``test`` count images of the classes that it
+    names, and ``classes`` the training images of each as `told_counts` tells them.
 
     Under ``[privacy]`` ``train`` is the number of patients as `federation_configs.privacy_plan.told_patients` rounds
     it, and nothing else is told: ``validation`` is 0, ``test`` None and ``rejected`` empty.
@@ -253,7 +254,7 @@ class DescribeReply(Reply):
     validation: Literal[0] | Annotated[int, Field(ge=SMALLEST_COUNT, le=2**31)]
     test: SmallCount | None
     rejected: dict[RejectReason, SmallCount]
-    classes: tuple[SmallCount | None, ...] | None = Field(default=None, strict=False, max_length=MOST_CLASSES)
+    classes: tuple[ClassCount, ...] | None = Field(default=None, strict=False, max_length=MOST_CLASSES)
 
 
 class WeightedRequest(Request):
@@ -379,13 +380,6 @@ class TeachReply(RoundReply):
     """The teacher is kept. ``images`` is 0: none was looked at."""
 
 
-class ClassLoss(Options):
-    """The mean cross-entropy of a class's training images, as `told_loss` rounds it, and how many it is of."""
-
-    images: Annotated[int, Field(ge=SMALLEST_COUNT, le=2**31)]
-    loss: Loss
-
-
 class TrainReply(RoundReply):
     """A trained round; the site's weights travel beside it as one flat float32 array.
 
@@ -397,15 +391,15 @@ class TrainReply(RoundReply):
             without that table None, or what it has cost where the site adds noise of its own.
         collapsed: whether the features of held-out images have become nearly one after the round; None where there are
             too few of them, or patients are protected.
-        class_losses: of each class, how hard it was in this round, where a class-wise curriculum asks; None for a class
-            of fewer than 5 images.
+        class_losses: of each class the mean cross-entropy of its images in this round, as `told_loss` rounds it, where
+            a class-wise curriculum asks; None for a class of fewer than 5 images. How many it has is not told here.
     """
 
     steps: Count
     loss: Loss | None
     epsilon: Annotated[float, Field(ge=0, le=1e12)] | None = None
     collapsed: bool | None = None
-    class_losses: tuple[ClassLoss | None, ...] | None = Field(default=None, strict=False, max_length=MOST_CLASSES)
+    class_losses: tuple[Loss | None, ...] | None = Field(default=None, strict=False, max_length=MOST_CLASSES)
 
 
 class EvaluateReply(RoundReply):

@@ -47,7 +47,8 @@ def assess(
     """
     task = _classifier(config, vector, device)
     options, names = task.options, list(task.options.names)
-    seen = {row.content for site in sites for split in _SEEN for row in stage_images(site, config, 0, split).rows}
+    # All of them, labelled or not: what was pretrained on without a label tests nothing either.
+    seen = {row.content for site in sites for split in _SEEN for row in site.rows_of(split, config.holdout)}
     tested: dict[str, _Predicted] = {}
     for site in sites:
         data = _without(stage_images(site, config, 0, "test"), seen)
@@ -55,25 +56,25 @@ def assess(
         tested[site.name] = _predicted(config, task, data, device)
     if not sum(len(one.truth) for one in tested.values()):
         return "the classifier was not tested: no test patient has a label of its classes"
-    trained = {site.name: _labels(stage_images(site, config, 0, "train"), names) for site in sites}
+    trained = [label for site in sites for label in _labels(stage_images(site, config, 0, "train"), names)]
     held_out = [stage_images(site, config, 0, "validation") for site in sites]
     validated = _together([_predicted(config, task, data, device) for data in held_out])
     enough = len(validated.truth) >= _FEWEST_FOR_TEMPERATURE
     temperature = fit_temperature(validated.probabilities, validated.truth) if enough else None
 
-    def score(one: _Predicted, train_y: list[str]) -> ProbeScore:
+    def score(one: _Predicted) -> ProbeScore:
         truth = [names[place] for place in one.truth]
         guess = [names[place] for place in one.probabilities.argmax(axis=1)]
         return score_predictions(
-            train_y, truth, guess, one.probabilities, names, patients=one.patients, temperature=temperature
+            trained, truth, guess, one.probabilities, names, patients=one.patients, temperature=temperature
         )
 
     return Downstream(
         mode=options.mode,
         classes=names,
         labels=options.labels,
-        pooled=score(_together(list(tested.values())), [label for labels in trained.values() for label in labels]),
-        sites={name: score(one, trained[name]) for name, one in tested.items() if len(one.truth)},
+        pooled=score(_together(list(tested.values()))),
+        sites={name: score(one) for name, one in tested.items() if len(one.truth)},
         n_validation=len(validated.truth) if enough else 0,
     )
 

@@ -77,6 +77,12 @@ class BestRounds:
             raise RunFailed(f"{path}: not the weights of this stage; the run cannot go on")
         return vector
 
+    def cut_after(self, number: int) -> None:
+        """Remove the files of rounds after this one, which are played again."""
+        for path in self._folder.glob("stage-*-round-*.safetensors"):
+            if int(path.stem.rpartition("-")[2]) > number:
+                path.unlink(missing_ok=True)
+
     def forget(self) -> None:
         """Remove the files, when no checkpoint before the stage's end can be gone back to any more."""
         for path in self._folder.glob("stage-*-round-*.safetensors"):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from aiseeme_models.downstream.ccl import admitted, class_difficulties
 from aiseeme_models.downstream.classification import ClassificationOptions
@@ -13,11 +13,6 @@ if TYPE_CHECKING:
     from federation_configs.schema import FederationConfig
     from federation_configs.wire import DescribeReply, TrainReply
     from server.run_state import RunState, SiteState, StageState
-
-_FEW = 2
-"""What ``"<5"`` is taken for: the middle of 0 to 4."""
-
-Told = int | Literal["<5"] | None
 
 
 def wrong_classes(config: FederationConfig, described: DescribeReply) -> str | None:
@@ -29,8 +24,8 @@ def wrong_classes(config: FederationConfig, described: DescribeReply) -> str | N
         return "its description counts classes, and no label is learnt"
     if len(described.classes) != len(options.classes):
         return f"its description counts {len(described.classes)} classes; there are {len(options.classes)}"
-    if sum(count for count in described.classes if isinstance(count, int)) > described.train:
-        return "its description counts more images of the classes than images"
+    if sum(described.classes) != described.train:
+        return "its description counts another number of images of the classes than of images"
     return None
 
 
@@ -44,25 +39,20 @@ def count_classes(state: RunState, options: Stage) -> None:
         stage.class_images = over_sites(state.sites.values(), len(options.options.classes))
 
 
-def over_sites(sites: Iterable[SiteState], classes: int) -> list[int]:
-    """Training images of each class over all sites: what was told, and what must be in the rest of it.
+def over_sites(sites: Iterable[SiteState], classes: int) -> list[int] | None:
+    """Training images of each class over all sites, as far as can be known.
 
-    Of ``"<5"`` two are counted; what a site kept back for their sake shares what is left of its images.
+    A site that does not tell (it has few of one) is taken to have them in the proportion of those that do, or equally
+    many of each where none does. None where there is no image.
     """
-    totals = [0] * classes
-    for site in sites:
-        for place, count in enumerate(_filled(site.classes, site.images) if site.classes else ()):
-            totals[place] += count
-    return totals
-
-
-def _filled(told: Sequence[Told], images: int) -> list[int]:
-    known = [count if isinstance(count, int) else _FEW if count == "<5" else 0 for count in told]
-    kept_back = [place for place, count in enumerate(told) if count is None]
-    rest = max(0, images - sum(known))
-    for number, place in enumerate(kept_back):
-        known[place] = rest // len(kept_back) + (number < rest % len(kept_back))
-    return known
+    present = [site for site in sites if site.images]
+    told = [site.classes for site in present if site.classes]
+    totals = [sum(column) for column in zip(*told, strict=True)] if told else [1] * classes
+    silent = sum(site.images for site in present if not site.classes)
+    known = sum(totals)
+    shared = [total * silent // known for total in totals]
+    found = [total + more for total, more in zip(totals if told else [0] * classes, shared, strict=True)]
+    return found if sum(found) else None
 
 
 def question_of_classes(stage: StageState) -> dict[str, Any]:
@@ -84,12 +74,15 @@ def admitted_classes(options: Stage, stage: StageState, round_in_stage: int) -> 
 
 
 def note_difficulties(options: Stage, stage: StageState, counted: Mapping[str, TrainReply]) -> None:
-    """Keep how hard each class was in a round, from what the sites that counted told of it."""
-    kind = options.options
-    told = [counted[name].class_losses for name in sorted(counted)]
-    there = [losses for losses in told if losses is not None]
-    if not isinstance(kind, ClassificationOptions) or not there:
+    """Keep how hard each class was in a round, from what the sites that counted told of it.
+
+    A site's mean counts as its images do: how many of a class it has it may not tell where another class has few.
+    """
+    if not isinstance(options.options, ClassificationOptions):
         return
-    sums = [[one.loss * one.images if one is not None else 0.0 for one in losses] for losses in there]
-    counts = [[one.images if one is not None else 0 for one in losses] for losses in there]
+    there = [counted[name] for name in sorted(counted) if counted[name].class_losses is not None]
+    if not there:
+        return
+    sums = [[0.0 if loss is None else loss * one.images for loss in one.class_losses or ()] for one in there]
+    counts = [[0 if loss is None else one.images for loss in one.class_losses or ()] for one in there]
     stage.difficulties = class_difficulties(sums, counts)

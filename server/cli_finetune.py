@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from aiseeme_models.errors import InputError
 from federation_configs.command_line import console
 from server.cli_options import Federation, Json, RunId, Runs
 from server.cli_serve import watch
@@ -78,6 +79,13 @@ def finetune(
         from server.federation_home import FederationHome
         from server.launching import launch
 
+        if (
+            unheard := [name for name, given in (("--sites", sites), ("--partition", partition)) if given]
+        ) or engine != "local":
+            what = unheard[0] if unheard else "--engine"
+            raise InputError(
+                f"{what}: the run's own hospitals train, each on its machine; give --data to simulate some"
+            )
         loaded, folder = prepare(asked, home=home)
         served = FederationHome(home.resolve().parent)
         watch(served, launch(served, loaded, None if scratch else folder), as_json)

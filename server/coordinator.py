@@ -22,6 +22,7 @@ from server.exchange import RunStopped
 from server.federation_home import FederationHome
 from server.final_files import FinalFiles
 from server.flower_adapter import Link
+from server.given_start import given_start
 from server.global_model import backbone_of
 from server.probing import ProbeOutcome
 from server.progress import Progress
@@ -79,7 +80,7 @@ def play(home: FederationHome, run: str) -> Results:
                 signer=RequestSigner(signing_key, home.config.name),
                 owners=_owners(grid, home),
                 rejoin_s=config.federation.rejoin_s,
-                begins=None if plan.initial is None else plan.initial.start(config),
+                begins=given_start(plan.initial, config, folder),
             )
             state, vector = loop.play()
             seconds = loop.earlier_s + time.perf_counter() - started

@@ -56,3 +56,14 @@ class GivenStart(BaseModel):
     def sentence(self) -> str:
         """What it is, without the folders of this machine."""
         return f"{Path(self.path).name}, backbone sha256 {self.sha256}"
+
+
+def given_start(given: GivenStart | None, config: FederationConfig, folder: Path) -> Start | None:
+    """Where a run in ``folder`` begins: with what was given, unless it has played rounds, whose checkpoints hold it.
+
+    Raises:
+        InputError: see `GivenStart.start`.
+    """
+    if given is None or any((folder / "checkpoints").glob("*.json")):
+        return None
+    return given.start(config)

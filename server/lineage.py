@@ -21,6 +21,7 @@ from server.checkpoint_manifest import CheckpointManifest
 from server.checkpoints import CheckpointStore
 from server.exporting.manifest import SUFFIX, manifest_of, read_export_manifest
 from server.model_manifest import (
+    HEAD_FILE,
     MANIFEST_FILE,
     MODEL_FOLDER,
     WEIGHTS_FILE,
@@ -255,6 +256,8 @@ def _model(folder: Path, walk: _Walk, run: Path | None, config: FederationConfig
         return None
     walk.signature(folder / MANIFEST_FILE, raw, MODEL, "the model")
     _file(folder / WEIGHTS_FILE, manifest.sha256, WEIGHTS_FILE, found)
+    if manifest.head_sha256 is not None:
+        _file(folder / HEAD_FILE, manifest.head_sha256, HEAD_FILE, found)
     if len(found.problems) == before:
         found.verified.append(f"the model: {manifest.backbone}, {manifest.norm} norm, sha256 {manifest.sha256}")
     if run is None:

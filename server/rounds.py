@@ -167,9 +167,9 @@ class RoundLoop:
             self.observer.round_done(state, lines[-1]["loss"], lines[-1]["heldout_loss"])
             if stage_ended:
                 self.observer.stage_done(self.config, state, stage_index)
-        self._best.forget()
         if learns_labels(self.config):
             self.tested = self._test(state, vector)
+        self._best.forget()  # last: a run that is killed before may have to go back a round
         return state, vector
 
     def _test(self, state: RunState, vector: NDArray[np.float32]) -> FederatedTest | None:
@@ -200,6 +200,7 @@ class RoundLoop:
             teachers=self._teachers,
             observer=self.observer,
             gather=lambda: self._gather(state),
+            classes=question_of_classes(state.stages[state.stage]),
             key=self.signing_key,
             parallel=self.parallel,
         )
@@ -245,6 +246,7 @@ class RoundLoop:
         aggregation.load_state(checkpoint.optimizer_state)
         self._teachers.resume(state.stage, state.stages[state.stage].teacher)
         self._metrics.cut_after(state.round)
+        self._best.cut_after(state.round)
         self.earlier_s = state.rounds_s
         return state, model, aggregation
 

@@ -50,7 +50,7 @@ class SiteState(_State):
     images: int = 0
     validation: int = 0
     rejected: dict[str, int | Literal["<5"]] = Field(default_factory=dict)
-    classes: list[int | Literal["<5"] | None] | None = None
+    classes: list[int] | None = None
     answered: int = 0
     epsilon: float | None = None
     missed: list[MissedRound] = Field(default_factory=list)

@@ -29,7 +29,7 @@ from federation_configs.schema import FederationConfig
 from server.assessment import assess
 from server.final_files import FinalFiles
 from server.flower_adapter import site_index
-from server.given_start import GivenStart
+from server.given_start import GivenStart, given_start
 from server.global_model import backbone_of
 from server.local_grid import LocalGrid
 from server.partitions import Assignment, PartitionRow, assign, parse_partition, partition_table
@@ -294,10 +294,10 @@ def _play(
     began_with = None if plan.initial is None else plan.initial.sentence
     files = FinalFiles(config, folder, classes=classes, phantom=phantom, initial=began_with)
     loops: list[RoundLoop] = []
-    begins = None if plan.initial is None else plan.initial.start(config)
 
     def make_loop(grid: Grid, clock: Callable[[], float], parallel: bool) -> RoundLoop:
         names = [site.name for site in hospitals.sites]
+        begins = given_start(plan.initial, config, folder)
         loops.append(RoundLoop(grid, config, folder.name, folder, names, progress, clock, parallel, begins=begins))
         return loops[0]
 

@@ -86,7 +86,9 @@ class Stage(TrainingOptions):
             return self.tune.score
         task = stage_tasks[self.task]
         comparable = task.comparable_rounds and task.comparable_sites and len(self.tasks) == 1
-        return "heldout" if comparable and len(self.batch_sizes) == 1 else "probe"
+        # A classifier's loss does not depend on the batch, and a probe would not see its head.
+        any_batch = task.family == "supervised" or len(self.batch_sizes) == 1
+        return "heldout" if comparable and any_batch else "probe"
 
     @model_validator(mode="after")
     def _trials_are_no_longer(self) -> Self:

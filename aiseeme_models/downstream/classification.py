@@ -23,6 +23,7 @@ from aiseeme_models.downstream.features import ImageSource, Normalise
 from aiseeme_models.downstream.losses import batch_loss, class_sums, image_losses
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
+from aiseeme_models.images.labels import GROUP_COLUMNS, POINT_COLUMN
 from aiseeme_models.options import Options
 from aiseeme_models.pretext.base import PretextTask, options_of
 
@@ -30,6 +31,8 @@ Values = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Mode = Literal["finetune", "linear", "bn-tune"]
 MOST_CLASSES = 64
 _BATCH = 256
+_LIGHTEST = 0.01
+_NO_LABELS = frozenset((*GROUP_COLUMNS, POINT_COLUMN, "file", "index"))
 
 
 class ClassificationOptions(Options):
@@ -59,6 +62,8 @@ class ClassificationOptions(Options):
                 if value in seen:
                     raise InputError(f"classes: {value!r} means both {seen[value]!r} and {name!r}")
                 seen[value] = name
+        if self.column in _NO_LABELS:
+            raise InputError(f"column: {self.column!r} says whose an image is, which nobody learns")
         hard = None if self.ccl is None else self.ccl.difficulties
         if hard is not None and hard.keys() != self.classes.keys():
             raise InputError(f"ccl.difficulties: there must be one of each class: {', '.join(self.classes)}")
@@ -66,13 +71,13 @@ class ClassificationOptions(Options):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes, in the order of the head's outputs."""
-        return tuple(self.classes)
+        """The classes, in the order of the head's outputs: that of the alphabet, however a file has them."""
+        return tuple(sorted(self.classes))
 
     @property
     def class_of(self) -> Mapping[str, int]:
         """The place of the class that each label means."""
-        return {value: place for place, values in enumerate(self.classes.values()) for value in values}
+        return {value: place for place, name in enumerate(self.names) for value in self.classes[name]}
 
 
 class Classification(PretextTask):
@@ -153,7 +158,9 @@ class Classification(PretextTask):
         """
         classes = len(self.options.classes)
         weighting = class_weightings[self.options.weights]
-        self._weights = torch.ones(classes) if counts is None else weighting(torch.tensor(counts))
+        weights = torch.ones(classes) if counts is None or not sum(counts) else weighting(torch.tensor(counts))
+        # No class outweighs another so far that a held-out loss would be that of a few images alone.
+        self._weights = weights.clamp(min=_LIGHTEST * float(weights.max()))
         self._admitted = None if admitted is None else torch.tensor(admitted)
 
     def class_losses(self) -> tuple[list[float], list[int]]:
@@ -211,9 +218,10 @@ class Classification(PretextTask):
         """``(B, C, H, W)`` float32 normalised images to ``(B, classes)`` float64 probabilities."""
         return self.head(self.backbone(images)).double().softmax(dim=1)  # type: ignore[no-any-return]
 
-    def chance_loss(self, batch_size: int) -> float:
-        """``ln C``."""
-        return math.log(len(self.options.classes))
+    def chance_loss(self, batch_size: int) -> float | None:
+        """``(1 - 1 / C)^gamma ln C``; None under a class-wise curriculum, where the classes that are in change."""
+        classes = len(self.options.classes)
+        return None if self.options.ccl is not None else (1 - 1 / classes) ** self.options.gamma * math.log(classes)
 
 
 def predicted(

@@ -13,6 +13,7 @@ from aiseeme_models.seeding import derive_seed
 RESAMPLES = 1000
 _LEVEL = 0.95
 _MOST_UNDEFINED = 0.05
+_FEWEST = 10
 _LARGEST_BLOCK = 4_000_000  # weights at a time: 32 MB
 
 Figures = Callable[[NDArray[np.float64]], Mapping[str, NDArray[np.float64]]]
@@ -68,10 +69,11 @@ def bootstrap_intervals(
         resamples: how many.
 
     Returns:
-        By name; None where more than 5 % of the resamples have no value: too few patients stand behind it.
+        By name; None where fewer than 10 patients stand behind it, or more than 5 % of the resamples have no value.
     """
     parts = [figures(weights) for weights in resampled_weights(patients, seed=seed, resamples=resamples)]
-    return {name: _interval(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    enough = len(set(patients)) >= _FEWEST
+    return {name: _interval(np.concatenate([part[name] for part in parts])) if enough else None for name in parts[0]}
 
 
 def _interval(values: NDArray[np.float64]) -> Interval | None:

@@ -110,7 +110,7 @@ def score_predictions(
         temperature: what the logits are divided by for the calibration, as `calibration.fit_temperature` found it on
             other images.
     """
-    names = sorted({*train_y, *test_y})
+    names = sorted({*train_y, *test_y, *class_names})
     place = {name: index for index, name in enumerate(names)}
     answers = _Answers(
         truth=np.array([place[name] for name in test_y], dtype=np.int64),

@@ -58,6 +58,7 @@ class Tuning:
         teachers: send the stage's teacher.
         observer: told what happens.
         gather: sees that enough sites are there; called before every wave of trials.
+        classes: what requests say of classes, where the stage learns labels.
         key: signs the trials' checkpoints.
         parallel: whether sites work at the same time.
         training_s: seconds that sites have worked on the critical path, in this process.
@@ -76,6 +77,7 @@ class Tuning:
     teachers: Teachers
     observer: Observer
     gather: Callable[[], None]
+    classes: Mapping[str, Any] = field(default_factory=dict)
     key: Ed25519PrivateKey | None = field(default=None, repr=False)
     parallel: bool = True
     training_s: float = field(default=0.0, init=False)
@@ -130,6 +132,7 @@ class Tuning:
             "stage": self.stage,
             "round_in_stage": round_in_stage,
             "layout_sha256": self.model.layout.digest,
+            **self.classes,
         }
 
     def beside(self, vector: np.ndarray[Any, np.dtype[np.float32]]) -> Enclosure:

@@ -87,7 +87,7 @@ def test_a_classifier_is_trained_tested_and_kept(pretrained, monkeypatch, capsys
     assert results.status == "done" and results.rounds_done == 3 and results.probe is None
     assert run in results.initial
     classifier = results.downstream
-    assert classifier.classes == ["stripes", "blobs"] and set(classifier.sites) == {"north", "south"}
+    assert classifier.classes == ["blobs", "stripes"] and set(classifier.sites) == {"north", "south"}
     pooled = classifier.pooled
     assert pooled.n_test == sum(one.n_test for one in classifier.sites.values()) > 20
     assert sum(map(sum, pooled.confusion)) == pooled.n_test
@@ -105,12 +105,12 @@ def test_a_classifier_is_trained_tested_and_kept(pretrained, monkeypatch, capsys
     best = results.stages[0].best_round
     assert best in (1, 2, 3)
     manifest = json.loads((folder / "model" / "model.json").read_text())
-    assert manifest["classes"] == ["stripes", "blobs"]
+    assert manifest["classes"] == ["blobs", "stripes"]
     assert manifest["head_sha256"] == hashlib.sha256((folder / "model" / "head.safetensors").read_bytes()).hexdigest()
     assert load_file(folder / "model" / "head.safetensors")["weight"].shape[0] == 2
     page, card = (folder / "report.html").read_text(), (folder / "model" / "README.md").read_text()
     assert "What the classifier does" in page and f"{pooled.balanced_accuracy:.3f}" in page
-    assert "stripes, blobs" in card and "pretrained without labels" not in card
+    assert "blobs, stripes" in card and "pretrained without labels" not in card
 
 
 def test_linear_mode_leaves_the_backbone_as_it_was_pretrained(pretrained, monkeypatch, capsys):

@@ -41,6 +41,8 @@ def test_real_hospitals_fine_tune_to_the_figures_of_a_simulation(tmp_path):
         expected = json.loads(ran(aiseeme("finetune", pretrained["run"], "--runs", runs, "--json")))
         assert expected["downstream"]["federated"]["sites"].keys() == {"alpha", "beta", "gamma"}
 
+        for hospital in federation.hospitals.values():
+            (hospital.home / "site.toml").write_text('[policy]\nlabel_columns = ["label"]\n')
         federation.start()
         home = federation.home / "runs"
         ran(aiseeme("launch", federation.config_file, "--federation", federation.home))

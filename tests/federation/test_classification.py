@@ -19,6 +19,8 @@ from aiseeme_models.errors import InputError, RunFailed
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.training.shared_state import layout_of, load_flat
 from client.app import make_client_app
+from client.refusals import Refusal
+from client.rounds import describe, evaluate
 from client.scanning import scan
 from client.site import Site
 from client.site_config import PolicyOptions
@@ -26,7 +28,16 @@ from client.site_home import SiteHome
 from client.stage_images import stage_images
 from federation_configs.records import Enclosure, unpack_body
 from federation_configs.schema import HoldOut
-from federation_configs.wire import AssessReply, AssessRequest, SiteError, TrainReply, TrainRequest, told_counts
+from federation_configs.wire import (
+    AssessReply,
+    AssessRequest,
+    DescribeRequest,
+    EvaluateRequest,
+    SiteError,
+    TrainReply,
+    TrainRequest,
+    told_counts,
+)
 from server.classes import over_sites
 from server.global_model import new_backbone, start_of_stage
 from server.local_grid import LocalGrid
@@ -143,7 +154,8 @@ def test_classes_weigh_what_they_are_over_all_sites(federation):
     told = []
     for site in played.sites:
         counts = stage_images(site, config, 0, "train").targets.bincount(minlength=2).tolist()
-        told.append(SiteState(images=sum(counts), classes=list(told_counts(counts))))
+        known = told_counts(counts)
+        told.append(SiteState(images=sum(counts), classes=None if known is None else list(known)))
         assert state.sites[site.name].images == sum(counts)
         assert state.sites[site.name].classes == told[-1].classes
     assert state.stages[0].class_images == list(asked[0].class_images) == over_sites(told, 2)
@@ -164,7 +176,7 @@ def test_a_site_without_labels_says_so_and_the_others_are_not_enough(federation)
     played = federation(config_of(rounds=1))
     site = played.sites[0]
     played.sites[0] = replace(site, rows=[replace(row, label=None) for row in site.rows], _opened={})
-    with pytest.raises(RunFailed, match="no readable image"):
+    with pytest.raises(RunFailed, match="too few labels"):
         played.play()
 
 
@@ -175,7 +187,7 @@ def test_a_site_of_one_class_takes_part(federation):
     played.sites[2] = replace(site, rows=[replace(row, label="blobs") for row in site.rows], _opened={})
     state, vector = played.play()
     assert state.sites["gamma"].answered == 2 and np.isfinite(vector).all()
-    assert state.sites["gamma"].classes[0] == "<5"
+    assert state.sites["gamma"].classes is None and state.sites["beta"].classes is not None
 
 
 def test_a_share_of_the_labelled_patients_is_the_same_wherever_they_are(federation):
@@ -199,7 +211,9 @@ def test_a_class_wise_curriculum_lets_in_what_the_sites_found_easy(federation):
     state, _ = played.play()
     assert [sum(one.admitted) for one in asked] == [2, 1, 1, 2]
     assert len(state.stages[0].difficulties) == 2 and len(answered[0].class_losses) == 2
-    assert all(one is None or (0 < one.loss < 5 and one.images >= 5) for one in answered[0].class_losses)
+    own = stage_images(played.sites[0], config, 0, "train").targets.bincount(minlength=2).tolist()
+    assert [loss is None for loss in answered[0].class_losses] == [count < 5 for count in own]
+    assert all(loss is None or 0 < loss < 5 for loss in answered[0].class_losses)
 
 
 def test_the_difficulty_of_a_class_is_its_mean_loss_over_all_sites(federation):
@@ -262,21 +276,43 @@ def test_no_label_is_in_any_answer(federation):
     assert not [text for text in seen if b"stripes" in text or b"blobs" in text]
 
 
-@pytest.mark.parametrize(
-    ("counts", "told"),
-    [
-        ([30, 40, 50], (30, 40, 50)),
-        ([3, 40, 50], ("<5", None, 50)),
-        ([0, 0, 50, 60], ("<5", "<5", None, 60)),
-        ([4, 4, 50], ("<5", "<5", 50)),
-        ([1, 30], ("<5", None)),
-    ],
-)
-def test_a_small_class_cannot_be_had_by_subtraction(counts, told):
-    assert told_counts(counts) == told
-    estimate = over_sites([SiteState(images=sum(counts), classes=list(told))], len(counts))
-    assert sum(estimate) == pytest.approx(sum(counts), abs=4 * told.count("<5"))
-    assert all(abs(one - real) <= 4 * max(1, told.count("<5")) for one, real in zip(estimate, counts, strict=True))
+@pytest.mark.parametrize("small", [0, 1, 4])
+@pytest.mark.parametrize("others", [(40,), (20, 20), (5, 100), (4, 100)])
+def test_of_a_small_class_nothing_follows_from_what_is_told(small, others):
+    """Were the others told, their sum and the rule would tell it: of such a site no class is told."""
+    assert told_counts([small, *others]) is None
+    assert told_counts([30, 40, 5]) == (30, 40, 5)
+
+
+def test_a_site_that_does_not_tell_has_classes_as_the_others_do():
+    telling = [SiteState(images=90, classes=[60, 20, 10]), SiteState(images=10, classes=[5, 5, 0])]
+    assert over_sites(telling, 3) == [65, 25, 10]
+    silent = SiteState(images=50, classes=None)
+    assert over_sites([*telling, silent], 3) == [97, 37, 15]
+    assert over_sites([silent, silent], 2) == [50, 50]
+    assert over_sites([SiteState(), SiteState()], 2) is None
+
+
+def test_a_loss_on_a_handful_of_labelled_images_is_not_measured(federation):
+    config = config_of(rounds=1)
+    played = federation(config)
+    site = played.sites[2]
+    few = {row.content for row in site.rows_of("validation", config.holdout)[:3]}
+    rows = [
+        row if row.content in few or number % 2 else replace(row, label=None) for number, row in enumerate(site.rows)
+    ]
+    held_out = {row.content for row in site.rows_of("validation", config.holdout)} - few
+    rows = [replace(row, label=None) if row.content in held_out else row for row in rows]
+    played.sites[2] = replace(site, rows=rows, _opened={})
+    model = start_of_stage(config, 0, None)
+    place = {"round": 1, "stage": 0, "round_in_stage": 0, "layout_sha256": model.layout.digest}
+    with pytest.raises(Refusal) as refused:
+        evaluate(played.sites[2], EvaluateRequest(run="run", config=config, **place), model.vector)
+    assert refused.value.code == SiteError.NO_IMAGES
+    none = replace(site, rows=[replace(row, label="x") for row in site.rows], _opened={})
+    with pytest.raises(Refusal) as refused:
+        describe(none, DescribeRequest(run="run", config=config))
+    assert refused.value.code == SiteError.NO_LABELS
 
 
 @pytest.mark.parametrize(
@@ -290,6 +326,9 @@ def test_a_small_class_cannot_be_had_by_subtraction(counts, told):
         ({"ccl": {"order": "static"}}, "give them"),
         ({"ccl": {"order": "static", "difficulties": {"stripes": 1.0}}}, "one of each class: stripes, blobs"),
         ({"mode": "norms"}, "options.mode"),
+        ({"column": "patient_id"}, "says whose an image is"),
+        ({"stage": {"warmup": 0.1}, "ccl": {}}, "leave warmup at 0"),
+        ({"stage": {"schedule": "one-cycle"}, "ccl": {}}, "leave warmup at 0"),
     ],
 )
 def test_what_cannot_be_is_said_when_the_configuration_is_read(options, says):
@@ -348,7 +387,7 @@ def test_the_sites_test_it_on_their_own_patients_and_the_exact_figures_lie_withi
     assert score.balanced_accuracy.low <= balanced <= score.balanced_accuracy.high
     assert score.macro_auc.value == pytest.approx(roc_auc_score(truth, probabilities[:, 1]), abs=0.02)
     assert {name: one.images for name, one in score.per_class.items()} == dict(
-        zip(CLASSES, np.bincount(truth).tolist(), strict=True)
+        zip(sorted(CLASSES), np.bincount(truth).tolist(), strict=True)
     )
 
 
@@ -406,13 +445,17 @@ def test_at_a_real_site_each_test_is_in_the_ledger_and_their_number_a_day_is_lim
         (reply,) = grid.pull_messages(grid.push_messages([Message(content, 2, "query.assess", ttl=600, group_id="1")]))
         return SiteError(reply.error.code) if reply.has_error() else None
 
-    asked.set_gate(PolicyOptions(max_comparisons_per_day=1))
+    asked.set_gate(PolicyOptions())
+    assert verdict() == SiteError.LABELS_NOT_ALLOWED  # which a hospital must say yes to
+    asked.set_gate(PolicyOptions(label_columns=("device",)))
+    assert verdict() == SiteError.LABELS_NOT_ALLOWED
+    asked.set_gate(PolicyOptions(label_columns=("label",), max_comparisons_per_day=1))
     assert [verdict(), verdict()] == [None, SiteError.TOO_MANY_COMPARISONS]
-    asked.set_gate(PolicyOptions(tasks=("simclr",)))
+    asked.set_gate(PolicyOptions(label_columns=("label",), tasks=("simclr",)))
     assert verdict() == SiteError.TASK_NOT_ALLOWED
     entries = [(kind, fields.get("what"), fields.get("images")) for kind, fields in asked.entries()]
     tested = len(asked.site.rows_of("test", config.holdout))
-    assert entries[:3] == [
+    assert entries[4:7] == [
         ("asked", "assess", None),
         ("started", "assess", tested),
         ("answered", "assess", tested),
