@@ -87,6 +87,7 @@ def finetune(asked: AskedFineTuning, *, home: Path, progress: Progress) -> Resul
         home=home,
         progress=progress,
         initial=None if asked.scratch else folder,
+        dealt_by=load_config(folder / CONFIG).seed,  # with another seed too, the hospitals are those of the run
     )
 
 

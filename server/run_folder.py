@@ -112,6 +112,7 @@ class SimulationPlan(_Plan):
         threads: torch's threads; another number may give other bits.
         versions: of AISEEME and torch; others may give other bits.
         initial: the backbone that it begins with; None: a fresh one.
+        dealt_by: the seed by which the folder is dealt; None: the configuration's.
     """
 
     file: ClassVar[str] = PLAN
@@ -125,6 +126,7 @@ class SimulationPlan(_Plan):
     threads: int
     versions: dict[str, str]
     initial: GivenStart | None = None
+    dealt_by: int | None = None
 
 
 class StopRequest:

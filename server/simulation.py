@@ -79,6 +79,7 @@ def simulate(
     home: Path,
     progress: Progress,
     initial: Path | None = None,
+    dealt_by: int | None = None,
 ) -> Results:
     """Play a federation from the start.
 
@@ -92,6 +93,7 @@ def simulate(
         home: the folder of all runs.
         progress: shows what happens.
         initial: a run, model or file whose backbone it begins with; None: a fresh one.
+        dealt_by: the seed by which one folder is dealt to sites; None: the configuration's.
 
     Raises:
         InputError: data, partition and configuration do not fit together.
@@ -103,7 +105,7 @@ def simulate(
     run = new_run_id()
     folder = home / run
     home.mkdir(parents=True, exist_ok=True)
-    hospitals = hospitals_of(config, data, sites, partition, device, home, folder, progress)
+    hospitals = hospitals_of(config, data, sites, partition, device, home, folder, progress, dealt_by)
     if len(hospitals.sites) < config.federation.min_sites:
         raise InputError(
             f"{len(hospitals.sites)} sites are fewer than federation.min_sites = {config.federation.min_sites}:"
@@ -119,6 +121,7 @@ def simulate(
         threads=torch.get_num_threads(),
         versions=versions(),
         initial=given,
+        dealt_by=dealt_by,
     )
     with held(folder):
         write_atomically(folder / CONFIG, to_toml(config).encode())
@@ -157,7 +160,9 @@ def resume(run: str, *, home: Path, progress: Progress) -> Results:
         if plan.versions != versions():
             progress.say(f"{row.id} began with {plan.versions} and goes on with {versions()}: the bits may differ")
         data = [Path(path) for path in plan.data]
-        hospitals = hospitals_of(config, data, plan.sites, plan.partition, plan.device, home, folder, progress)
+        hospitals = hospitals_of(
+            config, data, plan.sites, plan.partition, plan.device, home, folder, progress, plan.dealt_by
+        )
         if hospitals.images_sha256 != plan.images_sha256:
             raise InputError(f"{row.id}: the images in {', '.join(plan.data)} are not those that the run began with")
         registry.update(row.id, {"status": "running", "reason": "", "pid": os.getpid()})
@@ -184,12 +189,13 @@ def hospitals_of(
     home: Path,
     folder: Path,
     progress: Progress,
+    dealt_by: int | None = None,
 ) -> Hospitals:
     """The simulated sites of a federation.
 
     Args:
         config: the federation.
-        data, sites, partition, device, home: see `simulate`.
+        data, sites, partition, device, home, dealt_by: see `simulate`.
         folder: of the run; the sites' state goes below it.
         progress: shows what happens.
 
@@ -223,7 +229,7 @@ def hospitals_of(
             groups=lasting_names(rows),
             labels=[row.label for row in rows],
             columns={column: [row.columns.get(column, "") for row in rows] for column in columns},
-            seed=config.seed,
+            seed=config.seed if dealt_by is None else dealt_by,
         )
     return _deal(scans, assignment, site_home, folder, device, progress)
 

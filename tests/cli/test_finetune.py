@@ -132,6 +132,21 @@ def test_from_scratch_it_begins_with_the_untrained_backbone(pretrained, monkeypa
     assert results.downstream.pooled.n_test == whole.downstream.pooled.n_test
 
 
+def test_another_seed_leaves_every_patient_at_his_hospital(monkeypatch, capsys, tmp_path):
+    config = tmp_path / "dealt.toml"
+    config.write_text(CONFIG)
+    pictures = write_pictures(tmp_path / "all", 100, seed=5)
+    code, out = called(monkeypatch, capsys, "simulate", config, "--data", pictures, "--sites", "2", "--partition",
+                       "dirichlet:0.5", "--runs", tmp_path / "runs", "--json")  # fmt: skip
+    assert code == 0, out
+    first = json.loads(out)
+    results, folder = finetuned(
+        monkeypatch, capsys, tmp_path / "runs", first["run"], "--task", "device", "--seed", "99"
+    )
+    assert [site.classes for site in results.sites] == [site["classes"] for site in first["sites"]]
+    assert "seed = 99" in (folder / "config.toml").read_text()
+
+
 def test_the_table_is_for_people(pretrained, monkeypatch, capsys):
     home, run = pretrained
     code, said = called(monkeypatch, capsys, "finetune", run, "--task", "device", "--runs", home)
