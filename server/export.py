@@ -1,4 +1,4 @@
-"""``aiseeme export``: a finished run's backbone written for other software, with a manifest that names its model."""
+"""``aiseeme export``: a finished run's model written for other software, with a manifest that names it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from federation_configs.loading import load_config
 from server.exporting import Exportable, export_formats
 from server.exporting.facts import ExportFacts, Preprocessing
 from server.exporting.manifest import ExportManifest, manifest_of, read_export_manifest
-from server.global_model import load_backbone
+from server.global_model import load_backbone, load_classifier
 from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, is_trained_with, read_model_manifest
 from server.run_folder import CONFIG, existing_registry
 from server.signed_files import EXPORT, MODEL, distrust, read_signature, signature_file, write_signed
@@ -83,19 +83,23 @@ def export_run(
     if not is_trained_with(model, folder / CONFIG):
         raise InputError(f"{folder / CONFIG}: it is not the configuration that the model was trained with")
     signing = _vouched(folder / MODEL_FOLDER, raw, key)
-    backbone = load_backbone(folder / MODEL_FOLDER, config).eval().requires_grad_(False)
+    backbone = load_backbone(folder / MODEL_FOLDER, config)
+    network = backbone if model.head_sha256 is None else load_classifier(folder / MODEL_FOLDER, backbone)
     facts = ExportFacts(
         run=row.id,
         name=config.name,
         backbone=config.model.backbone,
         norm=config.model.norm,
         feature_dim=backbone.feature_dim,
+        classes=model.classes,
+        temperature=model.temperature,
+        **({"output": "probabilities: (B, classes) float32"} if model.classes else {}),
         model_sha256=model.sha256,
         config_sha256=model.config_sha256,
         version=__version__,
         preprocessing=Preprocessing.of(config.images),
     )
-    rendered = made.render(Exportable(backbone, facts, _card(folder)))
+    rendered = made.render(Exportable(network.eval().requires_grad_(False), facts, _card(folder)))
     files = {target.name: rendered} if isinstance(rendered, bytes) else rendered
     manifest = ExportManifest(
         export_format=format_name,

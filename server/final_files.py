@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiseeme_models import __version__
 from aiseeme_models.downstream.classification import ClassificationOptions
@@ -95,7 +95,10 @@ class FinalFiles:
         options = self.config.curriculum.stage[-1].options
         assert isinstance(options, ClassificationOptions)
         digest = save_weights(self.folder / MODEL_FOLDER, backbone_of(self.config, 0, vector))
-        self._vouch(state, digest, save_head(self.folder / MODEL_FOLDER, self.config, vector), options.names)
+        head = save_head(self.folder / MODEL_FOLDER, self.config, vector)
+        pooled = assessed.pooled if isinstance(assessed, Downstream) else None
+        known_at = None if pooled is None or pooled.calibration is None else pooled.calibration.temperature
+        self._vouch(state, digest, head_sha256=head, classes=options.names, temperature=known_at)
         known = Downstream(mode=options.mode, classes=list(options.names), labels=options.labels)
         note = assessed if isinstance(assessed, str) else None
         if isinstance(assessed, Downstream):
@@ -131,9 +134,7 @@ class FinalFiles:
         keep = self.config.federation.keep_checkpoints
         return CheckpointStore(self.folder / "checkpoints", keep, self.signing_key)
 
-    def _vouch(
-        self, state: RunState, weights_sha256: str, head_sha256: str | None = None, classes: tuple[str, ...] = ()
-    ) -> None:
+    def _vouch(self, state: RunState, weights_sha256: str, **of_classifier: Any) -> None:
         """Write the model's manifest, which names the last checkpoint's, signed where there is a key."""
         last, raw = self._checkpoints().manifest(state.round)
         manifest = ModelManifest(
@@ -143,8 +144,7 @@ class FinalFiles:
             images=self.config.images.model_dump(mode="json", exclude_none=True),
             config_sha256=config_sha256(self.config),
             sha256=weights_sha256,
-            head_sha256=head_sha256,
-            classes=classes,
+            **of_classifier,
             version=__version__,
             round=last.round,
             parent_sha256=hashlib.sha256(raw).hexdigest(),

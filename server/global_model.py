@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import save
+from torch import nn
 
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.backbones import Backbone, build_backbone
 from aiseeme_models.backbones.initialise import initialise
 from aiseeme_models.curriculum.stage_tasks import build_task
+from aiseeme_models.downstream.network import ClassifyingNetwork
 from aiseeme_models.errors import InputError
 from aiseeme_models.seeding import generator
 from aiseeme_models.training.shared_state import SharedLayout, flatten, layout_of, load_flat
@@ -93,6 +95,30 @@ def save_head(folder: Path, config: FederationConfig, vector: NDArray[np.float32
     payload = save({name: value.detach().cpu().contiguous() for name, value in task.head.state_dict().items()})
     write_atomically(folder / HEAD_FILE, payload)
     return hashlib.sha256(payload).hexdigest()
+
+
+def load_classifier(folder: Path, backbone: Backbone) -> ClassifyingNetwork:
+    """The classifier in a model's folder, around its ``backbone``.
+
+    Raises:
+        InputError: the file is missing, altered, or does not fit the backbone and the classes.
+    """
+    manifest, _ = read_model_manifest(folder)
+    path = folder / HEAD_FILE
+    try:
+        payload = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if hashlib.sha256(payload).hexdigest() != manifest.head_sha256:
+        raise InputError(f"{path}: its SHA-256 is not the one in {MANIFEST_FILE}; the file was altered")
+    head = nn.Linear(backbone.feature_dim, len(manifest.classes))
+    tensors = tensors_in(payload, str(path))
+    if {name: value.shape for name, value in tensors.items()} != {
+        name: value.shape for name, value in head.state_dict().items()
+    }:
+        raise InputError(f"{path}: it does not fit {len(manifest.classes)} classes and this backbone")
+    head.load_state_dict(tensors)
+    return ClassifyingNetwork(backbone, head, manifest.temperature or 1.0)
 
 
 def backbone_sha256(backbone: Backbone) -> str:

@@ -41,6 +41,7 @@ class ModelManifest(Options):
         sites: training images of each site of the federation.
         head_sha256: of the bytes of ``head.safetensors``, the last layer of a classifier; None: the model is none.
         classes: what its outputs stand for, in order.
+        temperature: what its logits are to be divided by, as validation images told; None: nobody knows.
     """
 
     format: Literal[1, 2] = 2
@@ -58,6 +59,7 @@ class ModelManifest(Options):
     sites: dict[str, int] = Field(default_factory=dict)
     head_sha256: Sha256 | None = None
     classes: tuple[str, ...] = Field(default=(), strict=False)
+    temperature: float | None = Field(default=None, gt=0)
 
     def to_bytes(self) -> bytes:
         """As it is written and signed."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from aiseeme_models.backbones import Backbone
+from aiseeme_models.downstream.network import ClassifyingNetwork
 from aiseeme_models.errors import RunFailed
 from aiseeme_models.registry import Registry
 from aiseeme_models.seeding import generator
@@ -23,17 +24,23 @@ TRACED, CHECKED = 2, (1, 3)
 
 @dataclass(frozen=True)
 class Exportable:
-    """A backbone that is to be exported.
+    """A network that is to be exported: a backbone, or a whole classifier.
 
     Attributes:
-        backbone: on the CPU, in evaluation mode, without gradients.
+        network: on the CPU, in evaluation mode, without gradients.
         facts: what the file will say of itself.
         card: the run's model card, Markdown.
     """
 
-    backbone: Backbone
+    network: Backbone | ClassifyingNetwork
     facts: ExportFacts
     card: str
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Its weights under torchvision's names: the backbone's, and of a classifier ``fc.weight`` and ``fc.bias``."""
+        tensors = self.network.state_dict().items()
+        return {name.removeprefix("backbone."): value.contiguous() for name, value in tensors}
 
     def images(self, batch: int) -> Tensor:
         """``(batch, C, S, S)`` float32, always the same normal noise."""
@@ -42,15 +49,15 @@ class Exportable:
         return torch.randn(shape, generator=generator(0, "export", batch))
 
     def compare(self, name: str, features: Callable[[Tensor], Tensor]) -> None:
-        """Hold what was exported against the backbone, on batches of sizes that it was not recorded with.
+        """Hold what was exported against the network, on batches of sizes that it was not recorded with.
 
         Raises:
-            RunFailed: its features are others.
+            RunFailed: it gives something else.
         """
         for batch in CHECKED:
             images = self.images(batch)
             with torch.no_grad():
-                expected, found = self.backbone(images), features(images)
+                expected, found = self.network(images), features(images)
             if found.shape != expected.shape:
                 raise RunFailed(f"the exported {name} gives {tuple(found.shape)} where {tuple(expected.shape)} is due")
             scale = max(1.0, expected.abs().max().item())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Literal
 
+from pydantic import Field
+
 from aiseeme_models.images.pipeline import LUMA
 from aiseeme_models.images.presets import ImageOptions
 from aiseeme_models.options import Options
@@ -69,6 +71,8 @@ class ExportFacts(Options):
         backbone: as configurations name it.
         norm: its normalisation.
         feature_dim: length ``D`` of a feature.
+        classes: of a classifier what its outputs stand for, in order; none: the model is a backbone.
+        temperature: what its logits are divided by; None: nothing.
         input: shape and type of what goes in.
         output: shape and type of what comes out.
         model_sha256: of the bytes of the run's ``backbone.safetensors``.
@@ -82,6 +86,8 @@ class ExportFacts(Options):
     backbone: str
     norm: str
     feature_dim: int
+    classes: tuple[str, ...] = Field(default=(), strict=False)
+    temperature: float | None = None
     input: str = "images: (B, channels, size, size) float32, normalised"
     output: str = "features: (B, feature_dim) float32"
     model_sha256: Sha256

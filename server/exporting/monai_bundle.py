@@ -27,10 +27,10 @@ With `monai` and, for its command line, `fire` installed:
 
 ```
 python -m monai.bundle run --config_file configs/inference.json --bundle_root . \\
-    --images "['one.png']" --output features.npy
+    --images "['one.png']" --output {what}.npy
 ```
 
-writes features as an array of shape (images, {dim}). There is no `models/model.pt`, whose pickle runs what its author
+writes {what} as an array of shape (images, {dim}). There is no `models/model.pt`, whose pickle runs what its author
 put in: `models/backbone.safetensors` holds the plain weights, and reading it runs nothing. `models/model.ts` is the
 TorchScript graph: `aiseeme verify` shows that it is the one that was exported. {input}
 """
@@ -39,10 +39,12 @@ TorchScript graph: `aiseeme verify` shows that it is the one that was exported. 
 def render(model: Exportable) -> dict[str, bytes]:
     """The bundle's files; raises RunFailed where the model in it gives other features than the backbone."""
     preparation = model.facts.preprocessing
-    use = USE.format(dim=model.facts.feature_dim, input=_expected(preparation))
+    what = "probabilities" if model.facts.classes else "features"
+    columns = len(model.facts.classes) or model.facts.feature_dim
+    use = USE.format(what=what, dim=columns, input=_expected(preparation))
     return {
         "configs/metadata.json": _json(metadata(model)),
-        "configs/inference.json": _json(inference(preparation)),
+        "configs/inference.json": _json(inference(preparation, f"{what}.npy")),
         "models/model.ts": torchscript.render(model),
         "models/backbone.safetensors": safetensors_file.render(model),
         "docs/README.md": (model.card.rstrip() + "\n" + use).encode(),
@@ -67,11 +69,14 @@ def metadata(model: Exportable) -> dict[str, Any]:
         "numpy_version": version("numpy"),
         "required_packages_version": {name: version(name) for name in ("pillow", "pydicom")},
         "name": facts.name,
-        "task": "image features (self-supervised backbone)",
-        "description": f"{facts.backbone} pretrained without labels by the federation {facts.name}; see docs/README.md",
+        "task": "image classification" if facts.classes else "image features (self-supervised backbone)",
+        "description": (
+            f"{facts.backbone} {'fine-tuned' if facts.classes else 'pretrained without labels'} by the federation"
+            f" {facts.name}; see docs/README.md"
+        ),
         "authors": f"the sites of the federation {facts.name}",
         "copyright": f"the sites of the federation {facts.name}",
-        "intended_use": "features for further training and research; not for diagnosis",
+        "intended_use": "research only; not for diagnosis",
         "network_data_format": {
             "inputs": {
                 "image": shared
@@ -87,12 +92,12 @@ def metadata(model: Exportable) -> dict[str, Any]:
             "outputs": {
                 "pred": shared
                 | {
-                    "type": "tuples",
-                    "format": "latent",
-                    "num_channels": facts.feature_dim,
+                    "type": "probabilities" if facts.classes else "tuples",
+                    "format": "classes" if facts.classes else "latent",
+                    "num_channels": len(facts.classes) or facts.feature_dim,
                     "spatial_shape": [],
-                    "value_range": [],
-                    "channel_def": {"0": "features"},
+                    "value_range": [0, 1] if facts.classes else [],
+                    "channel_def": {str(place): name for place, name in enumerate(facts.classes)} or {"0": "features"},
                 }
             },
         },
@@ -100,13 +105,13 @@ def metadata(model: Exportable) -> dict[str, Any]:
     }
 
 
-def inference(preparation: Preprocessing) -> dict[str, Any]:
-    """``configs/inference.json``: paths of images in, an array of features out."""
+def inference(preparation: Preprocessing, output: str = "features.npy") -> dict[str, Any]:
+    """``configs/inference.json``: paths of images in, an array of features or probabilities out."""
     return {
         "imports": ["$import numpy", "$import torch", "$from PIL import Image", "$from PIL import ImageOps"],
         "bundle_root": ".",
         "images": [],
-        "output": "features.npy",
+        "output": output,
         "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
         "preprocessing": {"_target_": "Compose", "transforms": _transforms(preparation)},
         "network": "$torch.jit.load(@bundle_root + '/models/model.ts', map_location=@device).eval()",

@@ -14,7 +14,7 @@ from server.exporting.base import Exportable, ExportFormat, export_formats
 from server.exporting.facts import KEY
 from server.exporting.torch_export import exported
 
-INPUT, OUTPUT = "images", "features"
+INPUT, FEATURES, PROBABILITIES = "images", "features", "probabilities"
 
 
 def render(model: Exportable) -> bytes:
@@ -27,16 +27,17 @@ def render(model: Exportable) -> bytes:
     """
     import onnx
 
+    output = PROBABILITIES if model.facts.classes else FEATURES
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, about itself
         program = torch.onnx.export(
-            exported(model), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], external_data=False, verbose=False
+            exported(model), dynamo=True, input_names=[INPUT], output_names=[output], external_data=False, verbose=False
         )
     if program is None:
         raise RunFailed("torch made no ONNX program of this backbone")
     proto = program.model_proto
     _without_traces(proto)
-    proto.producer_name, proto.doc_string = KEY, f"backbone of run {model.facts.run}"
+    proto.producer_name, proto.doc_string = KEY, f"model of run {model.facts.run}"
     fact = proto.metadata_props.add()
     fact.key, fact.value = KEY, model.facts.to_json()
     try:
@@ -45,7 +46,7 @@ def render(model: Exportable) -> bytes:
         raise RunFailed(f"onnx's checker refuses the exported file: {error}") from error
     payload: bytes = proto.SerializeToString()
     if importlib.util.find_spec("onnxruntime") is not None:
-        model.compare("ONNX file", _runtime(payload))
+        model.compare("ONNX file", _runtime(payload, output))
     return payload
 
 
@@ -62,13 +63,13 @@ def _without_traces(proto: Any) -> None:
         del value.metadata_props[:]
 
 
-def _runtime(payload: bytes) -> Any:
+def _runtime(payload: bytes, output: str) -> Any:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(payload, providers=["CPUExecutionProvider"])
 
     def features(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+        return torch.from_numpy(session.run([output], {INPUT: images.numpy()})[0])
 
     return features
 

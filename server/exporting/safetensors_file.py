@@ -11,8 +11,8 @@ from server.weights_file import tensors_in
 
 
 def render(model: Exportable) -> bytes:
-    """The backbone's state dict; raises RunFailed unless every tensor comes back bit for bit."""
-    state = {name: value.contiguous() for name, value in model.backbone.state_dict().items()}
+    """The network's state dict; raises RunFailed unless every tensor comes back bit for bit."""
+    state = model.state
     payload = save(state, metadata={"format": "pt", KEY: model.facts.to_json()})
     again = tensors_in(payload, "the exported safetensors file")
     same = again.keys() == state.keys() and all(again[name].equal(value) for name, value in state.items())

@@ -20,7 +20,7 @@ FACTS_FILE = f"{KEY}.json"
 def exported(model: Exportable) -> torch.export.ExportedProgram:
     """The backbone's graph with a free batch size, without the folders of the machine that recorded it."""
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(model.backbone, (model.images(TRACED),), dynamic_shapes=({0: batch},))
+    program = torch.export.export(model.network, (model.images(TRACED),), dynamic_shapes=({0: batch},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program

@@ -20,7 +20,7 @@ def render(model: Exportable) -> bytes:
     with torch.no_grad(), warnings.catch_warnings():
         # Shapes inside the norms become constants of the graph, which is right: the channels do not change.
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(model.backbone, model.images(TRACED), check_trace=False)  # type: ignore[no-untyped-call]
+        traced = torch.jit.trace(model.network, model.images(TRACED), check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, buffer, _extra_files={FACTS_FILE: model.facts.to_json()})
         payload = _without_source_paths(buffer.getvalue())
         again = torch.jit.load(io.BytesIO(payload), map_location="cpu")  # type: ignore[no-untyped-call]

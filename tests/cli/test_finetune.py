@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 from safetensors.numpy import load_file
 from sklearn.metrics import balanced_accuracy_score
 
+from federation_configs.loading import load_config
 from server.cli import main
+from server.global_model import load_backbone, load_classifier
 from server.results import Results
 from tests.cli.commands import site_options
 from tests.conftest import write_pictures
@@ -111,6 +115,38 @@ def test_a_classifier_is_trained_tested_and_kept(pretrained, monkeypatch, capsys
     page, card = (folder / "report.html").read_text(), (folder / "model" / "README.md").read_text()
     assert "What the classifier does" in page and f"{pooled.balanced_accuracy:.3f}" in page
     assert "blobs, stripes" in card and "pretrained without labels" not in card
+
+
+def test_the_whole_classifier_is_exported_and_gives_its_probabilities(pretrained, monkeypatch, capsys, tmp_path):
+    home, run = pretrained
+    results, folder = finetuned(monkeypatch, capsys, home, run, "--task", "pattern")
+    config = load_config(folder / "config.toml")
+    network = load_classifier(folder / "model", load_backbone(folder / "model", config)).eval()
+    assert network.temperature == results.downstream.pooled.calibration.temperature
+    images = torch.randn(5, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(images)
+    for name, suffix in (("torchscript", ".ts"), ("onnx", ".onnx"), ("safetensors", ".safetensors")):
+        code, said = called(monkeypatch, capsys, "export", results.run, "--format", name, "--runs", home,
+                            "--out", tmp_path / f"model{suffix}")  # fmt: skip
+        assert code == 0, said
+    found = torch.jit.load(tmp_path / "model.ts")(images)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(5))
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (ran,) = session.run(["probabilities"], {"images": images.numpy()})
+    np.testing.assert_allclose(ran, expected.numpy(), atol=1e-5)
+    facts = json.loads(session.get_modelmeta().custom_metadata_map["aiseeme"])
+    assert facts["classes"] == ["blobs", "stripes"] and facts["temperature"] == network.temperature
+    weights = load_file(tmp_path / "model.safetensors")
+    assert weights["fc.weight"].shape[0] == 2 and "conv1.weight" in weights
+    code, said = called(monkeypatch, capsys, "verify", results.run, "--runs", home)
+    assert code == 0, said
+    (folder / "model" / "head.safetensors").write_bytes(b"something else")
+    code, said = called(monkeypatch, capsys, "verify", results.run, "--runs", home)
+    assert code == 1 and "head.safetensors is not the file that its manifest was written for" in said
+    code, said = called(monkeypatch, capsys, "export", results.run, "--format", "onnx", "--runs", home)
+    assert code == 2 and "the file was altered" in said
 
 
 def test_linear_mode_leaves_the_backbone_as_it_was_pretrained(pretrained, monkeypatch, capsys):
