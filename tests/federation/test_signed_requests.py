@@ -60,7 +60,8 @@ def test_a_signed_request_is_answered_and_entered(kind: str, asked: Asked) -> No
     assert (end[1]["bytes"], end[1]["sha256"]) == (len(left), hashlib.sha256(left).hexdigest())
     assert end[1]["images"] == (body["train"] + body["validation"] if kind == "describe" else body["images"])
     assert end[1]["privacy"] is None
-    counts = {name: body[name] for name in ("train", "validation", "test", "rejected")} if kind == "describe" else None
+    told = ("train", "validation", "test", "rejected", "classes")
+    counts = {name: body[name] for name in told} if kind == "describe" else None
     assert end[1].get("counts") == counts
     assert start[1].get("epochs") == {"train": 1, "range": 2, "fit": 1}.get(kind)  # 20 steps are two passes
 
