@@ -57,8 +57,8 @@ def analyse(site: Site, request: AnalyseRequest, weights: NDArray[np.float32]) -
     size, _ = _sizes(request, (first, second))
     load_backbone(first, backbone_layout(first), weights[:size])
     load_backbone(second, backbone_layout(second), weights[size:])
-    preset, count = config.images.resolved_preset, whole_batches(len(images), request.images)
-    plain = BatchAugmentation(preset.augmentation, preset.mean, preset.std).plain
+    count = whole_batches(len(images), request.images)
+    plain = BatchAugmentation.of(config.images.resolved_preset).plain
     rows = compare_backbones(first, second, images, plain, count=count, device=site.device)
     return AnalyseReply(
         site=site.name,

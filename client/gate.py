@@ -9,12 +9,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from aiseeme_models.analysis.comparison import whole_batches
-from aiseeme_models.downstream.classification import ClassificationOptions
 from client.ledger import Ledger
 from client.policy import check_comparison, check_hours, check_images, check_stamp, check_validation, decide, passes
 from client.refusals import Refusal
 from client.schedule import ScheduleOptions
 from client.site_config import BudgetOptions, PolicyOptions
+from federation_configs.downstream import label_columns
 from federation_configs.loading import config_sha256
 from federation_configs.records import left_with
 from federation_configs.signatures import is_signed, public_key
@@ -220,7 +220,6 @@ class Visit:
 
     def _question(self, request: Request, coordinator: str | None) -> dict[str, Any]:
         stamp, config, stages = request.stamp, request.config, request.config.curriculum.stage
-        columns = [stage.options.column for stage in stages if isinstance(stage.options, ClassificationOptions)]
         place: dict[str, Any] = {"round": None, "stage": None, "task": ", ".join(stage.title for stage in stages)}
         if isinstance(request, RoundRequest):
             task = stages[request.stage].title if request.stage < len(stages) else None
@@ -232,7 +231,7 @@ class Visit:
             "run": request.run,
             **place,
             "name": config.name,
-            "labels": ", ".join(columns) or None,
+            "labels": ", ".join(label_columns(config)) or None,
             "config": config_sha256(config),
             "coordinator": coordinator,
             "nonce": None if stamp is None else stamp.nonce,

@@ -11,7 +11,7 @@ from client.protection import Protection
 from client.refusals import Refusal
 from client.rounds import loaded_bench, reporting
 from client.site import Site
-from client.stage_images import stage_images
+from client.stage_images import StageImages, stage_images
 from federation_configs.wire import (
     SMALLEST_COUNT,
     FitReply,
@@ -27,19 +27,18 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from aiseeme_models.images.cached_images import CachedImages
-
 
 def find_rate(site: Site, request: RangeRequest, weights: NDArray[np.float32]) -> RangeReply:
     """Train from the global ``weights`` ``(P,)`` with a rising rate; only the rate that this suggests leaves."""
     from aiseeme_models.training.range_test import range_test
 
     started = time.perf_counter()
-    images = _training_images(site, request)
+    data = _training_images(site, request)
+    images = data.images
     if len(images) < request.config.curriculum.stage[request.stage].batch_size:
         raise Refusal(SiteError.BATCH_EXCEEDS_IMAGES)
-    training = _training(site, request, weights, "range")
-    rate = range_test(images=images, rates=request.rates, steps=request.steps, **training)
+    training = _training(site, request, weights, "range", data)
+    rate = range_test(rates=request.rates, steps=request.steps, **training)
     return RangeReply(
         site=site.name,
         round=request.round,
@@ -55,8 +54,8 @@ def find_batch(site: Site, request: FitRequest, weights: NDArray[np.float32]) ->
     from aiseeme_models.training.memory import largest_batch
 
     started = time.perf_counter()
-    images = _training_images(site, request)
-    largest = largest_batch(images=images, sizes=request.sizes, **_training(site, request, weights, "fit"))
+    data = _training_images(site, request)
+    largest = largest_batch(sizes=request.sizes, **_training(site, request, weights, "fit", data))
     return FitReply(
         site=site.name,
         round=request.round,
@@ -67,14 +66,17 @@ def find_batch(site: Site, request: FitRequest, weights: NDArray[np.float32]) ->
     )
 
 
-def _training(site: Site, request: RoundRequest, weights: NDArray[np.float32], purpose: str) -> dict[str, Any]:
-    """What a training for a ``purpose`` is given beside its images, as `training.loop.train_round` calls it."""
+def _training(
+    site: Site, request: RoundRequest, weights: NDArray[np.float32], purpose: str, data: StageImages
+) -> dict[str, Any]:
+    """What a training for a ``purpose`` is given, as `training.loop.train_round` calls it."""
     import torch
 
     bench = loaded_bench(site, request, weights)
-    begin_classes(bench.task, request, stage_images(site, request.config, request.stage, "train").targets)
+    begin_classes(bench.task, request, data.targets)
     return {
         "task": bench.task,
+        "images": data.images,
         "options": request.config.curriculum.stage[request.stage],
         "augmentation": bench.augmentation,
         "seed": derive_seed(request.config.seed, purpose, site.name, request.stage),
@@ -83,7 +85,7 @@ def _training(site: Site, request: RoundRequest, weights: NDArray[np.float32], p
     }
 
 
-def _training_images(site: Site, request: RoundRequest) -> CachedImages:
+def _training_images(site: Site, request: RoundRequest) -> StageImages:
     config = request.config
     if Protection(site, config).is_any:  # nothing accounts for what these figures tell
         raise Refusal(SiteError.WITHHELD)
@@ -92,4 +94,4 @@ def _training_images(site: Site, request: RoundRequest) -> CachedImages:
         raise Refusal(SiteError.NO_IMAGES)
     if data.targets is not None and len(data.images) < SMALLEST_COUNT:
         raise Refusal(SiteError.TOO_FEW_IMAGES)
-    return data.images
+    return data

@@ -7,10 +7,10 @@ from datetime import datetime
 
 from aiseeme_models.analysis.comparison import whole_batches
 from aiseeme_models.curriculum.tuning.ladder import STEPS_OF_A_SIZE, ladder
-from aiseeme_models.downstream.classification import ClassificationOptions
 from client.refusals import Refusal
 from client.schedule import ScheduleOptions
 from client.site_config import SMALLEST_SITE, PolicyOptions
+from federation_configs.downstream import label_columns
 from federation_configs.wire import (
     LARGEST_COMPARISON,
     LONGEST_VALIDITY_S,
@@ -95,8 +95,7 @@ def decide(
         raise Refusal(SiteError.BAD_REQUEST)
     if not all(_allows(policy.tasks, task) for stage in stages for task in stage.tasks):
         raise Refusal(SiteError.TASK_NOT_ALLOWED)
-    columns = {stage.options.column for stage in stages if isinstance(stage.options, ClassificationOptions)}
-    if not columns <= set(policy.label_columns):
+    if not set(label_columns(config)) <= set(policy.label_columns):
         raise Refusal(SiteError.LABELS_NOT_ALLOWED)
     backbones = {config.model.backbone}
     if isinstance(request, AnalyseRequest):

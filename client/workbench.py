@@ -69,6 +69,6 @@ def _build(config: FederationConfig, stage: int, device: str, key: tuple[str, in
         key,
         task,
         layout,
-        BatchAugmentation(preset.augmentation, preset.mean, preset.std),
+        BatchAugmentation.of(preset),
         fresh,
     )

@@ -62,6 +62,12 @@ def learns_labels(config: FederationConfig) -> bool:
     return isinstance(config.curriculum.stage[0].options, ClassificationOptions)
 
 
+def label_columns(config: FederationConfig) -> list[str]:
+    """The columns of labels.csv that a federation learns from."""
+    options = [stage.options for stage in config.curriculum.stage]
+    return [one.column for one in options if isinstance(one, ClassificationOptions)]
+
+
 def downstream_config(config: FederationConfig, name: str) -> FederationConfig:
     """The federation that learns the downstream task called ``name``: one stage, from a backbone that it is given.
 

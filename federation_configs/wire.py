@@ -16,6 +16,7 @@ from aiseeme_models.analysis.comparison import BATCH
 from aiseeme_models.curriculum.tuning import Batch
 from aiseeme_models.downstream.answers import ClassAnswers
 from aiseeme_models.downstream.classification import MOST_CLASSES
+from aiseeme_models.downstream.told import SMALLEST
 from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.options import Options
 from federation_configs.schema import NAME, FederationConfig, ModelOptions
@@ -29,7 +30,7 @@ LONGEST_VALIDITY_S = 7 * 86_400.0
 
 Count = Annotated[int, Field(ge=0, le=2**31)]
 # A small count may point at a person: the site says that it is small, and no more.
-SMALLEST_COUNT = 5
+SMALLEST_COUNT = SMALLEST
 FEW: Literal["<5"] = "<5"
 SmallCount = Annotated[int, Field(ge=SMALLEST_COUNT, le=2**31)] | Literal["<5"]
 ClassCount = Annotated[int, Field(ge=SMALLEST_COUNT, le=2**31)]

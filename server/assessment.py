@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aiseeme_models.downstream.calibration import fit_temperature
+from aiseeme_models.downstream.classification import Classification, predicted
 from aiseeme_models.downstream.metrics import ProbeScore, score_predictions
+from aiseeme_models.images.augmentation import BatchAugmentation
 from client.stage_images import StageImages, stage_images
+from server.global_model import task_of
 from server.results import Downstream
 
 if TYPE_CHECKING:
-    from aiseeme_models.downstream.classification import Classification
     from aiseeme_models.images.splits import Split
     from client.site import Site
     from federation_configs.schema import FederationConfig
@@ -45,7 +47,8 @@ def assess(
 
     An image that is in training or validation at any site tests nothing, and none tests twice.
     """
-    task = _classifier(config, vector, device)
+    task = task_of(config, 0, vector).to(device).eval()
+    assert isinstance(task, Classification)
     options, names = task.options, list(task.options.names)
     # All of them, labelled or not: what was pretrained on without a label tests nothing either.
     seen = {row.content for site in sites for split in _SEEN for row in site.rows_of(split, config.holdout)}
@@ -82,19 +85,6 @@ def assess(
 _SEEN: tuple[Split, Split] = ("train", "validation")
 
 
-def _classifier(config: FederationConfig, vector: NDArray[np.float32], device: str) -> Classification:
-    from aiseeme_models.curriculum.stage_tasks import build_task
-    from aiseeme_models.downstream.classification import Classification
-    from aiseeme_models.training.shared_state import layout_of, load_flat
-    from server.global_model import new_backbone
-
-    stage = config.curriculum.stage[0]
-    task = build_task(stage.task, new_backbone(config), stage.options, config.model.norm)
-    assert isinstance(task, Classification)
-    load_flat(task, layout_of(task, config.model.norm), vector)
-    return task.to(device).eval()
-
-
 def _without(data: StageImages, seen: set[str]) -> StageImages:
     places = [place for place, row in enumerate(data.rows) if row.content not in seen]
     assert data.targets is not None
@@ -102,11 +92,7 @@ def _without(data: StageImages, seen: set[str]) -> StageImages:
 
 
 def _predicted(config: FederationConfig, task: Classification, data: StageImages, device: str) -> _Predicted:
-    from aiseeme_models.downstream.classification import predicted
-    from aiseeme_models.images.augmentation import BatchAugmentation
-
-    preset = config.images.resolved_preset
-    plain = BatchAugmentation(preset.augmentation, preset.mean, preset.std).plain
+    plain = BatchAugmentation.of(config.images.resolved_preset).plain
     assert data.targets is not None
     found = predicted(task, data.images, plain, device=device)
     return _Predicted(found, data.targets.numpy(), [row.group for row in data.rows])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import InputError, RunFailed
-from server.weights_file import tensors_in
+from server.weights_file import vector_in
 
 if TYPE_CHECKING:
     from server.run_state import StageState
@@ -54,7 +54,7 @@ class BestRounds:
         try:
             self._folder.mkdir(exist_ok=True)
             write_atomically(path, save({_TENSOR: vector}))
-            for old in sorted(self._folder.glob("stage-*-round-*.safetensors"))[: -self._keep]:
+            for old in self._files()[: -self._keep]:
                 old.unlink()
         except OSError as error:
             raise RunFailed(f"{path}: the best weights so far could not be written: {error.strerror}") from None
@@ -69,26 +69,28 @@ class BestRounds:
             return last
         path = self._path(stage, state.best_round)
         try:
-            tensors = tensors_in(path.read_bytes(), str(path))
+            vector = vector_in(path.read_bytes(), str(path), _TENSOR)
         except (OSError, InputError) as error:
             raise RunFailed(f"{path}: the weights of the best round cannot be read: {error}") from None
-        vector = tensors[_TENSOR].numpy() if _TENSOR in tensors else np.zeros(0, dtype=np.float32)
         if vector.shape != last.shape or vector.dtype != np.float32:
             raise RunFailed(f"{path}: not the weights of this stage; the run cannot go on")
         return vector
 
     def cut_after(self, number: int) -> None:
         """Remove the files of rounds after this one, which are played again."""
-        for path in self._folder.glob("stage-*-round-*.safetensors"):
+        for path in self._files():
             if int(path.stem.rpartition("-")[2]) > number:
                 path.unlink(missing_ok=True)
 
     def forget(self) -> None:
         """Remove the files, when no checkpoint before the stage's end can be gone back to any more."""
-        for path in self._folder.glob("stage-*-round-*.safetensors"):
-            path.unlink(missing_ok=True)
+        self.cut_after(0)
         if self._folder.is_dir():
             self._folder.rmdir()
+
+    def _files(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self._folder.glob("stage-*-round-*.safetensors"))
 
     def _path(self, stage: int, number: int) -> Path:
         return self._folder / f"stage-{stage:03d}-round-{number:04d}.safetensors"

@@ -13,7 +13,7 @@ from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, run_app, show_version, shown
 from server import cli_compare, cli_federation, cli_finetune, cli_models, cli_serve
 from server.cli_curriculum import curriculum_app
-from server.cli_options import Federation, Json, RunId, Runs
+from server.cli_options import Federation, Initial, Json, RunId, Runs
 from server.cli_privacy import privacy_app
 from server.cli_study import study_app
 
@@ -62,10 +62,7 @@ def simulate(
     ] = "local",
     device: Device = "auto",
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the configuration's seed.")] = None,
-    initial: Annotated[
-        Path | None,
-        typer.Option(help="Begin with the backbone of this run's or model's folder, or safetensors file."),
-    ] = None,
+    initial: Initial = None,
     runs: Runs = None,
     as_json: Json = False,
 ) -> None:

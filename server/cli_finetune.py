@@ -79,13 +79,11 @@ def finetune(
         from server.federation_home import FederationHome
         from server.launching import launch
 
-        if (
-            unheard := [name for name, given in (("--sites", sites), ("--partition", partition)) if given]
-        ) or engine != "local":
-            what = unheard[0] if unheard else "--engine"
-            raise InputError(
-                f"{what}: the run's own hospitals train, each on its machine; give --data to simulate some"
-            )
+        for option, given in (("--sites", sites), ("--partition", partition), ("--engine", engine != "local")):
+            if given:
+                raise InputError(
+                    f"{option}: the run's own hospitals train, each on its machine; give --data to simulate some"
+                )
         loaded, folder = prepare(asked, home=home)
         served = FederationHome(home.resolve().parent)
         watch(served, launch(served, loaded, None if scratch else folder), as_json)

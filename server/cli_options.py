@@ -25,3 +25,7 @@ Federation = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON instead.")]
 RunId = Annotated[str, typer.Argument(help="A run's id, or its beginning if that is unique.")]
+Initial = Annotated[
+    Path | None,
+    typer.Option(help="Begin with the backbone of this run's or model's folder, or safetensors file."),
+]

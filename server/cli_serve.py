@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, shown
-from server.cli_options import Federation, Json, RunId
+from server.cli_options import Federation, Initial, Json, RunId
 
 if TYPE_CHECKING:
     from federation_configs.schema import FederationConfig
@@ -44,10 +43,7 @@ def launch(
         bool, typer.Option("--canary", help="Rehearse first: a short round of every stage with every site.")
     ] = False,
     only_canary: Annotated[bool, typer.Option("--only-canary", help="Rehearse, and launch nothing.")] = False,
-    initial: Annotated[
-        Path | None,
-        typer.Option(help="Begin with the backbone of this run's or model's folder, or safetensors file."),
-    ] = None,
+    initial: Initial = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the end.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -12,7 +12,7 @@ from aiseeme_models.downstream.classification import ClassificationOptions
 from federation_configs.loading import config_sha256
 from federation_configs.schema import FederationConfig
 from server.checkpoints import CheckpointStore
-from server.global_model import NEAR_CHANCE, backbone_of, save_head, save_weights
+from server.global_model import NEAR_CHANCE, save_head, save_weights, task_of
 from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, ModelManifest
 from server.probing import ProbeOutcome
 from server.report import write_model_card, write_report
@@ -94,8 +94,9 @@ class FinalFiles:
         """
         options = self.config.curriculum.stage[-1].options
         assert isinstance(options, ClassificationOptions)
-        digest = save_weights(self.folder / MODEL_FOLDER, backbone_of(self.config, 0, vector))
-        head = save_head(self.folder / MODEL_FOLDER, self.config, vector)
+        task = task_of(self.config, 0, vector)
+        digest = save_weights(self.folder / MODEL_FOLDER, task.backbone)
+        head = save_head(self.folder / MODEL_FOLDER, task.head)
         pooled = assessed.pooled if isinstance(assessed, Downstream) else None
         known_at = None if pooled is None or pooled.calibration is None else pooled.calibration.temperature
         self._vouch(state, digest, head_sha256=head, classes=options.names, temperature=known_at)

@@ -17,6 +17,7 @@ from aiseeme_models.backbones.initialise import initialise
 from aiseeme_models.curriculum.stage_tasks import build_task
 from aiseeme_models.downstream.network import ClassifyingNetwork
 from aiseeme_models.errors import InputError
+from aiseeme_models.pretext import PretextTask
 from aiseeme_models.seeding import generator
 from aiseeme_models.training.shared_state import SharedLayout, flatten, layout_of, load_flat
 from federation_configs.schema import FederationConfig
@@ -68,12 +69,17 @@ def new_backbone(config: FederationConfig) -> Backbone:
     return backbone
 
 
-def backbone_of(config: FederationConfig, stage: int, vector: NDArray[np.float32]) -> Backbone:
-    """The backbone inside a stage's flat vector."""
+def task_of(config: FederationConfig, stage: int, vector: NDArray[np.float32]) -> PretextTask:
+    """The task of a stage with the weights of its flat vector."""
     options = config.curriculum.stage[stage]
     task = build_task(options.task, new_backbone(config), options.options, config.model.norm)
     load_flat(task, layout_of(task, config.model.norm), vector)
-    return task.backbone
+    return task
+
+
+def backbone_of(config: FederationConfig, stage: int, vector: NDArray[np.float32]) -> Backbone:
+    """The backbone inside a stage's flat vector."""
+    return task_of(config, stage, vector).backbone
 
 
 def save_weights(folder: Path, backbone: Backbone) -> str:
@@ -82,18 +88,17 @@ def save_weights(folder: Path, backbone: Backbone) -> str:
     The bytes depend on the weights only, so that equal models have equal files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    payload = _payload(backbone)
-    write_atomically(folder / WEIGHTS_FILE, payload)
-    return hashlib.sha256(payload).hexdigest()
+    return _save(folder / WEIGHTS_FILE, backbone)
 
 
-def save_head(folder: Path, config: FederationConfig, vector: NDArray[np.float32]) -> str:
-    """Write ``head.safetensors``, the last layer of the classifier in a flat vector; gives its SHA-256."""
-    options = config.curriculum.stage[-1]
-    task = build_task(options.task, new_backbone(config), options.options, config.model.norm)
-    load_flat(task, layout_of(task, config.model.norm), vector)
-    payload = save({name: value.detach().cpu().contiguous() for name, value in task.head.state_dict().items()})
-    write_atomically(folder / HEAD_FILE, payload)
+def save_head(folder: Path, head: nn.Module) -> str:
+    """Write ``head.safetensors``, the last layer of a classifier, into a model's folder; gives its SHA-256."""
+    return _save(folder / HEAD_FILE, head)
+
+
+def _save(path: Path, module: nn.Module) -> str:
+    payload = _payload(module)
+    write_atomically(path, payload)
     return hashlib.sha256(payload).hexdigest()
 
 
@@ -105,12 +110,7 @@ def load_classifier(folder: Path, backbone: Backbone) -> ClassifyingNetwork:
     """
     manifest, _ = read_model_manifest(folder)
     path = folder / HEAD_FILE
-    try:
-        payload = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    if hashlib.sha256(payload).hexdigest() != manifest.head_sha256:
-        raise InputError(f"{path}: its SHA-256 is not the one in {MANIFEST_FILE}; the file was altered")
+    payload = _vouched(path, manifest.head_sha256)
     head = nn.Linear(backbone.feature_dim, len(manifest.classes))
     tensors = tensors_in(payload, str(path))
     if {name: value.shape for name, value in tensors.items()} != {
@@ -126,8 +126,23 @@ def backbone_sha256(backbone: Backbone) -> str:
     return hashlib.sha256(_payload(backbone)).hexdigest()
 
 
-def _payload(backbone: Backbone) -> bytes:
-    return save({name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()})
+def _payload(module: nn.Module) -> bytes:
+    return save({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()})
+
+
+def _vouched(path: Path, sha256: str | None) -> bytes:
+    """The bytes of a model's file, which must be those that its manifest names.
+
+    Raises:
+        InputError: it is missing, or another one.
+    """
+    try:
+        payload = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if hashlib.sha256(payload).hexdigest() != sha256:
+        raise InputError(f"{path}: its SHA-256 is not the one in {MANIFEST_FILE}; the file was altered")
+    return payload
 
 
 def load_backbone(folder: Path, config: FederationConfig) -> Backbone:
@@ -138,12 +153,7 @@ def load_backbone(folder: Path, config: FederationConfig) -> Backbone:
     """
     manifest, _ = read_model_manifest(folder)
     path = folder / WEIGHTS_FILE
-    try:
-        payload = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    if hashlib.sha256(payload).hexdigest() != manifest.sha256:
-        raise InputError(f"{path}: its SHA-256 is not the one in {MANIFEST_FILE}; the file was altered")
+    payload = _vouched(path, manifest.sha256)
     return _filled(config, payload, str(path))
 
 

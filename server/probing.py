@@ -95,8 +95,7 @@ class ProbeImages:
         """The domain's random views; its ``plain`` is what probes see."""
         from aiseeme_models.images.augmentation import BatchAugmentation
 
-        preset = self.config.images.resolved_preset
-        return BatchAugmentation(preset.augmentation, preset.mean, preset.std)
+        return BatchAugmentation.of(self.config.images.resolved_preset)
 
 
 def probe_images(

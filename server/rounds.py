@@ -168,16 +168,16 @@ class RoundLoop:
             if stage_ended:
                 self.observer.stage_done(self.config, state, stage_index)
         if learns_labels(self.config):
-            self.tested = self._test(state, vector)
+            self.tested = self._test(state, model, vector)
         self._best.forget()  # last: a run that is killed before may have to go back a round
         return state, vector
 
-    def _test(self, state: RunState, vector: NDArray[np.float32]) -> FederatedTest | None:
+    def _test(self, state: RunState, model: StageModel, vector: NDArray[np.float32]) -> FederatedTest | None:
         """Have the sites test the classifier that was trained."""
         if not self._roster.nodes:  # the run was done when it was gone on with
             self._gather(state)
         ended = state.model_copy(update={"round": state.round - 1, "round_in_stage": 0})  # in the last round's name
-        asked = AssessRequest(**self._question(ended, start_of_stage(self.config, state.stage, None)))
+        asked = AssessRequest(**self._question(ended, model))
         return test_at_sites(self._questions, asked, self._roster.nodes, self._beside(vector), self.observer)
 
     def _options(self, state: RunState) -> Stage:

@@ -17,7 +17,7 @@ from federation_configs.wire import TeachRequest
 from server.observer import Observer
 from server.questions import Questions
 from server.replies import check_teaching
-from server.weights_file import tensors_in
+from server.weights_file import vector_in
 
 _TENSOR = "backbone"
 
@@ -74,10 +74,9 @@ class Teachers:
             return
         path = self._path(stage)
         try:
-            tensors = tensors_in(path.read_bytes(), str(path))
+            vector = vector_in(path.read_bytes(), str(path), _TENSOR)
         except (OSError, InputError) as error:
             raise RunFailed(f"{path}: the stage's teacher cannot be read: {error}") from None
-        vector = tensors[_TENSOR].numpy() if _TENSOR in tensors else np.zeros(0, dtype=np.float32)
         if sha256_of(vector) != sha256:
             raise RunFailed(f"{path}: not the teacher that the checkpoint names; the run cannot go on")
         self._vector = vector

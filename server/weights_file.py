@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from aiseeme_models.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 _ZIP, _PICKLE, _GZIP = b"PK\x03\x04", b"\x80", b"\x1f\x8b"
@@ -44,3 +46,16 @@ def tensors_in(payload: bytes, name: str) -> dict[str, Tensor]:
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"{name}: no safetensors file: {error}") from None
     return tensors
+
+
+def vector_in(payload: bytes, name: str, tensor: str) -> NDArray[np.float32]:
+    """The one vector of a safetensors file; empty where none in it is called ``tensor``.
+
+    Raises:
+        InputError: see `tensors_in`.
+    """
+    import numpy as np
+
+    tensors = tensors_in(payload, name)
+    vector: NDArray[np.float32] = tensors[tensor].numpy() if tensor in tensors else np.zeros(0, dtype=np.float32)
+    return vector

@@ -12,11 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from aiseeme_models.downstream.told import hidden_cells
+from aiseeme_models.downstream.told import SMALLEST, hidden_cells
 from aiseeme_models.options import Options
 
-SMALLEST = 5
-"""The smallest count that is told; `federation_configs.wire.SMALLEST_COUNT` is the same."""
 MOST_GROUPS = 50
 _DIGITS = 3
 ROUNDING = 0.5 * 10**-_DIGITS

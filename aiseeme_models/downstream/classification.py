@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from aiseeme_models.backbones import Backbone, Norm
 from aiseeme_models.downstream.ccl import CCLOptions
 from aiseeme_models.downstream.class_weights import class_weightings
-from aiseeme_models.downstream.features import ImageSource, Normalise
+from aiseeme_models.downstream.features import ImageSource, Normalise, normalised_batches
 from aiseeme_models.downstream.losses import batch_loss, class_sums, image_losses
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
@@ -30,7 +30,6 @@ from aiseeme_models.pretext.base import PretextTask, options_of
 Values = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Mode = Literal["finetune", "linear", "bn-tune"]
 MOST_CLASSES = 64
-_BATCH = 256
 _LIGHTEST = 0.01
 _NO_LABELS = frozenset((*GROUP_COLUMNS, POINT_COLUMN, "file", "index"))
 
@@ -239,9 +238,8 @@ def predicted(
     task.to(device).eval()
     parts = [np.zeros((0, len(task.options.classes)))]
     try:
-        for first in range(0, len(images), _BATCH):
-            places = torch.arange(first, min(first + _BATCH, len(images)))
-            parts.append(task.probabilities(normalise(images.batch(places).to(device))).cpu().numpy())
+        for batch in normalised_batches(images, normalise, device=device):
+            parts.append(task.probabilities(batch).cpu().numpy())
     finally:
         task.train(was_training)
     return np.concatenate(parts)

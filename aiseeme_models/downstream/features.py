@@ -28,6 +28,15 @@ class ImageSource(Protocol):
 Normalise = Callable[[Tensor], Tensor]
 
 
+def normalised_batches(
+    images: ImageSource, normalise: Normalise, *, device: torch.device | str, batch_size: int = 256
+) -> Iterator[Tensor]:
+    """All images in order, ``(B, C, S, S)`` float32 on ``device``, as an evaluation sees them."""
+    for start in range(0, len(images), batch_size):
+        indices = torch.arange(start, min(start + batch_size, len(images)))
+        yield normalise(images.batch(indices).to(device))
+
+
 def extract_features(
     backbone: nn.Module,
     images: ImageSource,
@@ -56,9 +65,8 @@ def extract_features(
     backbone.to(device)
     parts = []
     with _mode(backbone, training=False), torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            indices = torch.arange(start, min(start + batch_size, len(images)))
-            features: Tensor = backbone(normalise(images.batch(indices).to(device)))  # (B, D)
+        for batch in normalised_batches(images, normalise, device=device, batch_size=batch_size):
+            features: Tensor = backbone(batch)  # (B, D)
             parts.append(features.float().cpu().numpy())
     return np.concatenate(parts).astype(np.float32, copy=False)
 

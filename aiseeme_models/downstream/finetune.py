@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from aiseeme_models.backbones import Backbone
 from aiseeme_models.downstream.class_weights import one_less_frequency
-from aiseeme_models.downstream.features import ImageSource
+from aiseeme_models.downstream.features import ImageSource, normalised_batches
 from aiseeme_models.downstream.losses import batch_loss, image_losses
 from aiseeme_models.downstream.metrics import ProbeScore, score_predictions
 from aiseeme_models.errors import InputError
@@ -22,8 +22,6 @@ from aiseeme_models.options import Options
 from aiseeme_models.seeding import generator
 from aiseeme_models.training.optimizers import build_optimizer
 from aiseeme_models.training.schedules import learning_rate_factor
-
-_TEST_BATCH = 256
 
 
 class FineTuneOptions(Options):
@@ -182,9 +180,8 @@ def _probabilities(
 ) -> NDArray[np.float64]:
     network.eval()
     parts = []
-    for start in range(0, len(images), _TEST_BATCH):
-        indices = torch.arange(start, min(start + _TEST_BATCH, len(images)))
-        logits = network(augmentation.plain(images.batch(indices).to(device)))
+    for batch in normalised_batches(images, augmentation.plain, device=device):
+        logits = network(batch)
         parts.append(logits.double().softmax(dim=1).cpu().numpy())
     return np.concatenate(parts)
 

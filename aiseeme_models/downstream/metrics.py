@@ -101,7 +101,7 @@ def score_predictions(
     Args:
         train_y: labels of the training images.
         test_y: labels of the ``N`` test images, at least one.
-        predicted: ``N`` predicted labels.
+        predicted: ``N`` predicted labels, each in ``class_names`` or ``train_y``.
         class_scores: ``(N, C)`` probabilities, each row summing to 1.
         class_names: the ``C`` labels that the columns stand for; none where the classifier gives no probabilities.
         k: neighbours that voted, if any.
@@ -114,7 +114,7 @@ def score_predictions(
     place = {name: index for index, name in enumerate(names)}
     answers = _Answers(
         truth=np.array([place[name] for name in test_y], dtype=np.int64),
-        guess=np.array([place.get(name, -1) for name in predicted], dtype=np.int64),
+        guess=np.array([place[name] for name in predicted], dtype=np.int64),
         scores=_columns(class_scores, class_names, names),
         probabilities=class_scores if temperature is None else at_temperature(class_scores, temperature),
         column=_true_columns(class_names, test_y),
@@ -162,7 +162,7 @@ class _Answers:
 
     Attributes:
         truth: ``(N,)`` the true class.
-        guess: ``(N,)`` the answer; -1 for a class that is no one's.
+        guess: ``(N,)`` the answer.
         scores: ``(N, C)``; a column of NaN where the classifier has no score of the class.
         probabilities: ``(N, K)`` as the classifier orders them, scaled by its temperature.
         column: ``(N,)`` the true class's column in them; -1 where it has none.
@@ -212,8 +212,7 @@ class _Answers:
     def confusion(self) -> tuple[tuple[int, ...], ...]:
         """Images by true class and answer."""
         table = np.zeros((self.scores.shape[1],) * 2, dtype=int)
-        known = self.guess >= 0
-        np.add.at(table, (self.truth[known], self.guess[known]), 1)
+        np.add.at(table, (self.truth, self.guess), 1)
         return tuple(tuple(row) for row in table.tolist())
 
 

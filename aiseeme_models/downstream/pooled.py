@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from aiseeme_models.downstream.answers import ROUNDING, SMALLEST, ClassAnswers, Group
+from aiseeme_models.downstream.answers import ROUNDING, ClassAnswers, Group
+from aiseeme_models.downstream.told import SMALLEST
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+SMALLEST = 5
+"""The smallest count that may be told: a smaller one may point at a person."""
+
 
 def hidden_cells(counts: Sequence[int], smallest: int) -> set[int]:
     """The positions of the counts that must not be told exactly, when their sum is known.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from aiseeme_models.images.augmentation_options import AugmentationOptions
 from aiseeme_models.images.pipeline import LUMA
+
+if TYPE_CHECKING:
+    from aiseeme_models.images.presets import ImagePreset
 
 # Columns of the uniform draws of a batch: every parameter has its own, whatever is switched on.
 _SCALE, _ASPECT, _X, _Y, _ANGLE, _HFLIP, _VFLIP, _BRIGHT, _CONTRAST, _SATURATION, _HUE, _GRAY, _BLUR, _SIGMA = range(14)
@@ -37,6 +41,11 @@ class BatchAugmentation:
         self.options = options
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
+
+    @classmethod
+    def of(cls, preset: ImagePreset) -> BatchAugmentation:
+        """The augmentation of an image domain."""
+        return cls(preset.augmentation, preset.mean, preset.std)
 
     def upright(self) -> BatchAugmentation:
         """The same without rotations and vertical flips: for tasks whose target is an orientation or a position."""

@@ -8,6 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
+from server.cli import main
+
 SMALL = """
 name = "small"
 seed = 5
@@ -42,6 +46,16 @@ def aiseeme(*arguments: object) -> subprocess.CompletedProcess[str]:
 def aiseeme_site(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run ``aiseeme-site`` to its end."""
     return _run("from client.cli import main; main()", arguments)
+
+
+def called(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Exit code and words of ``aiseeme``, in this process."""
+    monkeypatch.setattr("sys.argv", ["aiseeme", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    return int(ended.value.code or 0), " ".join((said.out + said.err).split())
 
 
 def start_aiseeme(*arguments: object) -> subprocess.Popen[str]:

@@ -11,11 +11,10 @@ import pytest
 from rich.console import Console
 
 from aiseeme_models.errors import InputError, RunFailed
-from server.cli import main
 from server.model_reference import find_model
 from server.progress import Progress
 from server.simulated_comparison import compare_models
-from tests.cli.commands import site_options
+from tests.cli.commands import called, site_options
 from tests.conftest import write_pictures
 from tests.server.finished_runs import finished_run, run_config
 
@@ -39,16 +38,6 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("hospitals")
     counts = {"north": 150, "south": 150, "small": 30}
     return [write_pictures(root / name, count, seed=i, side=32) for i, (name, count) in enumerate(counts.items())]
-
-
-def called(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """Exit code and words of ``aiseeme``, in this process."""
-    monkeypatch.setattr("sys.argv", ["aiseeme", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    return int(ended.value.code or 0), " ".join((said.out + said.err).split())
 
 
 def compared(home: Path, references: list[str], data: list[Path], **changes: Any) -> Any:

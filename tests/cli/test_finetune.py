@@ -18,7 +18,7 @@ from federation_configs.loading import load_config
 from server.cli import main
 from server.global_model import load_backbone, load_classifier
 from server.results import Results
-from tests.cli.commands import site_options
+from tests.cli.commands import called, site_options
 from tests.conftest import write_pictures
 
 CONFIG = """
@@ -52,16 +52,6 @@ batch_size = 8
 """
 
 
-def called(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """Exit code and words of ``aiseeme``, in this process."""
-    monkeypatch.setattr("sys.argv", ["aiseeme", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    return int(ended.value.code or 0), said.out if "--json" in arguments else " ".join((said.out + said.err).split())
-
-
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished pretraining run of two hospitals: the folder of runs, and its id."""
@@ -78,10 +68,15 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return root / "runs", run
 
 
+def printed(words: str) -> Any:
+    """The JSON at the beginning of what was said."""
+    return json.JSONDecoder().raw_decode(words)[0]
+
+
 def finetuned(monkeypatch: Any, capsys: Any, home: Path, run: str, *options: object) -> tuple[Results, Path]:
     code, out = called(monkeypatch, capsys, "finetune", run, *options, "--runs", home, "--json")
     assert code == 0, out
-    results = Results.model_validate_json(out)
+    results = Results.model_validate(printed(out))
     return results, home / results.run
 
 
@@ -175,7 +170,7 @@ def test_another_seed_leaves_every_patient_at_his_hospital(monkeypatch, capsys, 
     code, out = called(monkeypatch, capsys, "simulate", config, "--data", pictures, "--sites", "2", "--partition",
                        "dirichlet:0.5", "--runs", tmp_path / "runs", "--json")  # fmt: skip
     assert code == 0, out
-    first = json.loads(out)
+    first = printed(out)
     results, folder = finetuned(
         monkeypatch, capsys, tmp_path / "runs", first["run"], "--task", "device", "--seed", "99"
     )

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from aiseeme_models.downstream.answers import MOST_GROUPS, SMALLEST, ClassAnswers, grouped, told_answers, wrong_answers
+from aiseeme_models.downstream.answers import MOST_GROUPS, ClassAnswers, grouped, told_answers, wrong_answers
 from aiseeme_models.downstream.pooled import pool
-from aiseeme_models.downstream.told import hidden_cells
+from aiseeme_models.downstream.told import SMALLEST, hidden_cells
 from federation_configs.wire import SMALLEST_COUNT
 
 NAMES = ["bcc", "mel", "nv"]
