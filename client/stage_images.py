@@ -46,7 +46,7 @@ def stage_images(site: Site, config: FederationConfig, stage: int, split: Split)
     rows = site.rows_of_images(config.images, split, config.holdout)
     if not isinstance(options, ClassificationOptions):
         return StageImages(images, rows, None)
-    places, targets = _labelled(rows, options)
+    places, targets = labelled_rows(rows, options)
     if split == "train" and options.labels < 1:
         kept = _some([rows[place] for place in places], targets, options.labels, config.seed)
         places, targets = [places[place] for place in kept], [targets[place] for place in kept]
@@ -55,7 +55,7 @@ def stage_images(site: Site, config: FederationConfig, stage: int, split: Split)
     return StageImages(images.only(places), [rows[place] for place in places], torch.tensor(targets, dtype=torch.long))
 
 
-def _labelled(rows: Sequence[CatalogueRow], options: ClassificationOptions) -> tuple[list[int], list[int]]:
+def labelled_rows(rows: Sequence[CatalogueRow], options: ClassificationOptions) -> tuple[list[int], list[int]]:
     """The positions of the rows whose label means a class, and the class's place."""
     class_of, places, targets = options.class_of, [], []
     for place, row in enumerate(rows):

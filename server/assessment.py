@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from aiseeme_models.downstream.calibration import fit_temperature
 from aiseeme_models.downstream.classification import Classification, predicted
+from aiseeme_models.downstream.floor import thumbnail_features
 from aiseeme_models.downstream.metrics import ProbeScore, score_predictions
+from aiseeme_models.downstream.probe import linear_probe
 from aiseeme_models.images.augmentation import BatchAugmentation
 from client.stage_images import StageImages, stage_images
 from server.global_model import task_of
@@ -52,33 +54,53 @@ def assess(
     options, names = task.options, list(task.options.names)
     # All of them, labelled or not: what was pretrained on without a label tests nothing either.
     seen = {row.content for site in sites for split in _SEEN for row in site.rows_of(split, config.holdout)}
-    tested: dict[str, _Predicted] = {}
+    tests: dict[str, StageImages] = {}
     for site in sites:
-        data = _without(stage_images(site, config, 0, "test"), seen)
-        seen |= {row.content for row in data.rows}
-        tested[site.name] = _predicted(config, task, data, device)
-    if not sum(len(one.truth) for one in tested.values()):
+        tests[site.name] = _without(stage_images(site, config, 0, "test"), seen)
+        seen |= {row.content for row in tests[site.name].rows}
+    if not any(data.rows for data in tests.values()):
         return "the classifier was not tested: no test patient has a label of its classes"
-    trained = [label for site in sites for label in _labels(stage_images(site, config, 0, "train"), names)]
+    tested = {name: _predicted(config, task, data, device) for name, data in tests.items()}
+    trained = [stage_images(site, config, 0, "train") for site in sites]
+    labels = _labels(trained, names)
     held_out = [stage_images(site, config, 0, "validation") for site in sites]
     validated = _together([_predicted(config, task, data, device) for data in held_out])
     enough = len(validated.truth) >= _FEWEST_FOR_TEMPERATURE
     temperature = fit_temperature(validated.probabilities, validated.truth) if enough else None
-
-    def score(one: _Predicted) -> ProbeScore:
-        truth = [names[place] for place in one.truth]
-        guess = [names[place] for place in one.probabilities.argmax(axis=1)]
-        return score_predictions(
-            trained, truth, guess, one.probabilities, names, patients=one.patients, temperature=temperature
-        )
-
+    pooled = _together(list(tested.values()))
     return Downstream(
         mode=options.mode,
         classes=names,
         labels=options.labels,
-        pooled=score(_together(list(tested.values()))),
-        sites={name: score(one) for name, one in tested.items() if len(one.truth)},
+        pooled=_score(pooled, names, labels, temperature),
+        sites={name: _score(one, names, labels, temperature) for name, one in tested.items() if len(one.truth)},
         n_validation=len(validated.truth) if enough else 0,
+        floor=_floor(trained, list(tests.values()), names),
+    )
+
+
+def assess_elsewhere(
+    config: FederationConfig, task: Classification, data: StageImages, *, temperature: float | None, device: str
+) -> ProbeScore:
+    """The figures of a finished classifier on images of a place that its federation may never have seen.
+
+    Args:
+        config: the classifier's; says how images become the network's input.
+        task: the classifier.
+        data: labelled images, at least one.
+        temperature: what its logits are divided by, found on validation images of its own federation.
+        device: where to compute.
+    """
+    return _score(_predicted(config, task.to(device).eval(), data, device), list(task.options.names), None, temperature)
+
+
+def _score(
+    one: _Predicted, names: Sequence[str], trained: Sequence[str] | None, temperature: float | None
+) -> ProbeScore:
+    truth = [names[place] for place in one.truth]
+    guess = [names[place] for place in one.probabilities.argmax(axis=1)]
+    return score_predictions(
+        trained, truth, guess, one.probabilities, names, patients=one.patients, temperature=temperature
     )
 
 
@@ -98,9 +120,19 @@ def _predicted(config: FederationConfig, task: Classification, data: StageImages
     return _Predicted(found, data.targets.numpy(), [row.group for row in data.rows])
 
 
-def _labels(data: StageImages, names: Sequence[str]) -> list[str]:
-    assert data.targets is not None
-    return [names[place] for place in data.targets.tolist()]
+def _labels(parts: Sequence[StageImages], names: Sequence[str]) -> list[str]:
+    return [names[place] for data in parts if data.targets is not None for place in data.targets.tolist()]
+
+
+def _floor(trained: Sequence[StageImages], tested: Sequence[StageImages], names: Sequence[str]) -> ProbeScore | None:
+    """What thumbnails tell; None where not one labelled image trains."""
+    if not any(data.rows for data in trained):
+        return None
+    x, x_test = (
+        np.concatenate([thumbnail_features(data.images) for data in parts if data.rows]) for parts in (trained, tested)
+    )
+    patients = [row.group for data in tested for row in data.rows]
+    return linear_probe(x, _labels(trained, names), x_test, _labels(tested, names), seed=0, test_patients=patients)
 
 
 def _together(parts: Sequence[_Predicted]) -> _Predicted:

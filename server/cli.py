@@ -12,6 +12,7 @@ from aiseeme_models.errors import InputError
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, run_app, show_version, shown
 from server import cli_compare, cli_federation, cli_finetune, cli_models, cli_serve
+from server.cli_audit import audit_app
 from server.cli_curriculum import curriculum_app
 from server.cli_options import Federation, Initial, Json, RunId, Runs
 from server.cli_privacy import privacy_app
@@ -42,6 +43,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(privacy_app, name="privacy")
 app.add_typer(study_app, name="study")
 app.add_typer(curriculum_app, name="curriculum")
+app.add_typer(audit_app, name="audit")
 
 ConfigReference = Annotated[str, typer.Argument(help="A TOML file or the name of a ready-made federation.")]
 Device = Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")]
@@ -166,26 +168,37 @@ def show(run: RunId, home: Runs = None, federation: Federation = None, as_json: 
 def evaluate(
     run: RunId,
     data: Annotated[Path, typer.Option("--data", help="A folder of images with a labels.csv (file, label).")],
+    task: Annotated[
+        str | None,
+        typer.Option(help="Downstream task whose labels the folder has, if not the classifier's.", show_default=False),
+    ] = None,
     home: Runs = None,
     federation: Federation = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Probe a finished run's backbone on another labelled folder, beside random and floor."""
+    """Test a finished run on another labelled folder: its classifier, or its backbone beside random and floor."""
     from aiseeme_models.training.device import choose_device
     from server.evaluation import evaluate_run
     from server.progress import Progress
     from server.run_folder import runs_home
-    from server.tables import probe_table
+    from server.tables import elsewhere_table, probe_table
 
     screen = console(stderr=as_json)
-    scores = evaluate_run(
-        run, data, home=runs_home(home, federation), device=choose_device(device), progress=Progress(screen)
+    found = evaluate_run(
+        run, data, task=task, home=runs_home(home, federation), device=choose_device(device), progress=Progress(screen)
     )
-    if as_json:
-        typer.echo(json.dumps(scores, indent=2))
+    if not isinstance(found, dict):
+        if as_json:
+            typer.echo(found.model_dump_json(indent=2))
+            return
+        screen.print(elsewhere_table(found.score, data.name))
+        for sentence in found.sentences:
+            _line(sentence)
+    elif as_json:
+        typer.echo(json.dumps(found, indent=2))
     else:
-        screen.print(probe_table(scores["probe"], scores["baselines"]))
+        screen.print(probe_table(found["probe"], found["baselines"]))
 
 
 @app.command()

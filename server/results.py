@@ -114,6 +114,7 @@ class Downstream(_Part):
 
     In a simulation ``pooled`` is over the test images of all sites, ``sites`` over each one's own. The temperature of
     their calibration was fitted on ``n_validation`` validation images; without enough of them there is none.
+    ``floor`` is what thumbnails of the same training images tell about the same test images, whatever the mode.
     ``federated`` is what can be known without moving a prediction, and all that is known of real hospitals.
     """
 
@@ -123,6 +124,7 @@ class Downstream(_Part):
     pooled: ProbeScore | None = None
     sites: dict[Text, ProbeScore] = {}
     n_validation: int = 0
+    floor: ProbeScore | None = None
     federated: FederatedTest | None = None
 
 

@@ -13,6 +13,8 @@ from federation_configs.command_line import shown
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from aiseeme_models.downstream.intervals import Interval
+    from aiseeme_models.downstream.metrics import ProbeScore
     from aiseeme_models.downstream.pooled import Bounded
     from server.results import Downstream, Results
 
@@ -37,22 +39,48 @@ def probe_table(probe: dict[str, Any], baselines: dict[str, Any]) -> Table:
 
 def classifier_table(downstream: Downstream) -> Table:
     """How the classifier did on the test patients of all sites and of each, with 95 % intervals over patients."""
-    table = Table(title="classifier, tested on patients or lesions that were held out")
-    for title in ("tested at", "balanced accuracy", "95 % interval", "macro AUC", "calibration error", "test images"):
-        table.add_column(title, justify="left" if title == "tested at" else "right")
     if downstream.pooled is None:
         return _told_table(downstream)
-    for where, score in [("all sites", downstream.pooled), *downstream.sites.items()]:
-        interval = score.intervals.get("balanced_accuracy")
+    table = _scores_table("classifier, tested on patients or lesions that were held out")
+    scores = [("all sites", downstream.pooled), *downstream.sites.items()]
+    if downstream.floor is not None:
+        scores.append(("all sites, thumbnail floor", downstream.floor))
+    for where, score in scores:
+        table.add_row(shown(where), *_score_cells(score))
+    return table
+
+
+def elsewhere_table(score: ProbeScore, where: str) -> Table:
+    """How a classifier did on another folder, and on each class."""
+    table = _scores_table("classifier, tested on another place's images")
+    table.add_row(shown(where), *_score_cells(score))
+    for name, one in score.per_class.items():
+        recall, auc = ("undefined" if value is None else f"{value:.3f}" for value in (one.recall, one.auc))
         table.add_row(
-            shown(where),
-            f"{score.balanced_accuracy:.3f}",
-            "undefined" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}",
-            "undefined" if score.macro_auc is None else f"{score.macro_auc:.3f}",
-            "undefined" if score.calibration is None else f"{score.calibration.ece:.3f}",
-            str(score.n_test),
+            shown(f"  {name}: recall"), recall, _interval(one.intervals.get("recall")), auc, "", str(one.n_test)
         )
     return table
+
+
+def _scores_table(title: str) -> Table:
+    table = Table(title=title)
+    for column in ("tested at", "balanced accuracy", "95 % interval", "macro AUC", "calibration error", "test images"):
+        table.add_column(column, justify="left" if column == "tested at" else "right")
+    return table
+
+
+def _score_cells(score: ProbeScore) -> tuple[str, ...]:
+    return (
+        f"{score.balanced_accuracy:.3f}",
+        _interval(score.intervals.get("balanced_accuracy")),
+        "undefined" if score.macro_auc is None else f"{score.macro_auc:.3f}",
+        "undefined" if score.calibration is None else f"{score.calibration.ece:.3f}",
+        str(score.n_test),
+    )
+
+
+def _interval(interval: Interval | None) -> str:
+    return "undefined" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
 
 
 def _told_table(downstream: Downstream) -> Table:

@@ -29,7 +29,7 @@ class ClassScore(BaseModel):
         recall: share of its test images that were recognised (sensitivity), None where there are none.
         auc: area under the ROC curve of this class against the rest, None where it is undefined.
         n_test: its test images.
-        n_train: its training images.
+        n_train: its training images; None where nobody here knows.
         precision: share of the images that were taken for it which are of it, None where no image was.
         auprc: average precision of this class against the rest, None where it is undefined; of a classifier that knows
             nothing it is the share of the class.
@@ -42,7 +42,7 @@ class ClassScore(BaseModel):
     recall: float | None
     auc: float | None
     n_test: int
-    n_train: int
+    n_train: int | None
     precision: float | None = None
     auprc: float | None = None
     sensitivity: float | None = None
@@ -56,7 +56,7 @@ class ProbeScore(BaseModel):
         balanced_accuracy: mean recall over the classes that have test images.
         macro_auc: mean one-against-rest AUC over all classes, None as soon as one class has none.
         per_class: the figures per class, in the order of the labels.
-        n_train: training images.
+        n_train: training images; None where nobody here knows.
         n_test: test images.
         k: neighbours that voted, for a k-NN probe.
         note: what a reader must know about the figures, in a sentence.
@@ -73,7 +73,7 @@ class ProbeScore(BaseModel):
     balanced_accuracy: float
     macro_auc: float | None
     per_class: dict[str, ClassScore]
-    n_train: int
+    n_train: int | None
     n_test: int
     k: int | None = None
     note: str | None = None
@@ -85,7 +85,7 @@ class ProbeScore(BaseModel):
 
 
 def score_predictions(
-    train_y: Sequence[str],
+    train_y: Sequence[str] | None,
     test_y: Sequence[str],
     predicted: Sequence[str],
     class_scores: NDArray[np.float64],
@@ -99,7 +99,7 @@ def score_predictions(
     """The figures of predictions on a test split.
 
     Args:
-        train_y: labels of the training images.
+        train_y: labels of the training images; None where they are not known here.
         test_y: labels of the ``N`` test images, at least one.
         predicted: ``N`` predicted labels, each in ``class_names`` or ``train_y``.
         class_scores: ``(N, C)`` probabilities, each row summing to 1.
@@ -110,7 +110,7 @@ def score_predictions(
         temperature: what the logits are divided by for the calibration, as `calibration.fit_temperature` found it on
             other images.
     """
-    names = sorted({*train_y, *test_y, *class_names})
+    names = sorted({*(train_y or ()), *test_y, *class_names})
     place = {name: index for index, name in enumerate(names)}
     answers = _Answers(
         truth=np.array([place[name] for name in test_y], dtype=np.int64),
@@ -128,7 +128,7 @@ def score_predictions(
             **{figure: values[f"{figure} {index}"] for figure in _OF_A_CLASS},
             precision=answers.precision(index),
             n_test=int((answers.truth == index).sum()),
-            n_train=sum(label == name for label in train_y),
+            n_train=None if train_y is None else sum(label == name for label in train_y),
             intervals={
                 figure: intervals[f"{figure} {index}"] for figure in _OF_A_CLASS if f"{figure} {index}" in intervals
             },
@@ -141,7 +141,7 @@ def score_predictions(
         balanced_accuracy=balanced,
         macro_auc=values["macro_auc"],
         per_class=per_class,
-        n_train=len(train_y),
+        n_train=None if train_y is None else len(train_y),
         n_test=len(test_y),
         k=k,
         note=" ".join([*notes, *_gaps(per_class)]) or None,

@@ -11,9 +11,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import load_file
 from sklearn.metrics import balanced_accuracy_score
 
+from aiseeme_models.images.augmentation import BatchAugmentation
 from federation_configs.loading import load_config
 from server.cli import main
 from server.global_model import load_backbone, load_classifier
@@ -101,6 +103,7 @@ def test_a_classifier_is_trained_tested_and_kept(pretrained, monkeypatch, capsys
     low, high = pooled.intervals["balanced_accuracy"].low, pooled.intervals["balanced_accuracy"].high
     assert low <= pooled.balanced_accuracy <= high
     assert pooled.n_patients < pooled.n_test
+    assert classifier.floor.n_test == pooled.n_test and classifier.floor.n_train == pooled.n_train
     best = results.stages[0].best_round
     assert best in (1, 2, 3)
     manifest = json.loads((folder / "model" / "model.json").read_text())
@@ -182,6 +185,63 @@ def test_the_table_is_for_people(pretrained, monkeypatch, capsys):
     home, run = pretrained
     code, said = called(monkeypatch, capsys, "finetune", run, "--task", "device", "--runs", home)
     assert code == 0 and "all sites" in said and "95 % interval" in said and "north" in said
+
+
+def test_another_clinic_s_folder_tests_the_classifier_on_all_its_images(pretrained, monkeypatch, capsys, tmp_path):
+    home, run = pretrained
+    results, folder = finetuned(monkeypatch, capsys, home, run, "--task", "pattern")
+    clinic = write_pictures(tmp_path / "clinic", 40, seed=9)
+    labels = (clinic / "labels.csv").read_text().splitlines()
+    place = labels[0].split(",").index("label")
+    fields = [line.split(",") for line in labels]
+    fields[1][place], fields[2][place], fields[3][place] = "", "warts", "warts"
+    (clinic / "labels.csv").write_text("\n".join(",".join(line) for line in fields) + "\n")
+    code, out = called(monkeypatch, capsys, "evaluate", results.run, "--data", clinic, "--runs", home, "--json")
+    assert code == 0, out
+    found = printed(out)
+    assert found["images"] == found["score"]["n_test"] == 37
+    assert found["unknown"] == {"warts": 2} and found["unlabelled"] == 1 and found["trained"] == 0
+    config = load_config(folder / "config.toml")
+    network = load_classifier(folder / "model", load_backbone(folder / "model", config)).eval()
+    plain = BatchAugmentation.of(config.images.resolved_preset).plain
+    truth = {line[fields[0].index("file")]: line[place] for line in fields[4:]}
+    hits: dict[str, list[bool]] = {"blobs": [], "stripes": []}
+    for file, label in truth.items():
+        pixels = np.array(Image.open(clinic / "images" / file)).transpose(2, 0, 1)  # of the working size already
+        with torch.no_grad():
+            answer = int(network(plain(torch.from_numpy(pixels)[None])).argmax())
+        hits[label].append(["blobs", "stripes"][answer] == label)
+    expected = sum(sum(one) / len(one) for one in hits.values()) / 2
+    assert found["score"]["balanced_accuracy"] == pytest.approx(expected)
+    code, out = called(monkeypatch, capsys, "evaluate", results.run, "--data", clinic, "--runs", home)
+    assert code == 0 and "2 images have labels that the classifier does not know: warts (2)" in out
+
+
+def test_what_trained_the_classifier_tests_nothing(pretrained, monkeypatch, capsys):
+    home, run = pretrained
+    results, folder = finetuned(monkeypatch, capsys, home, run, "--task", "pattern")
+    north = json.loads((folder / "simulation.json").read_text())["data"][0]
+    code, out = called(monkeypatch, capsys, "evaluate", results.run, "--data", north, "--runs", home, "--json")
+    found = printed(out)
+    assert code == 0 and found["trained"] > 0
+    score = results.downstream.sites["north"]
+    assert found["images"] == score.n_test
+    assert found["score"]["balanced_accuracy"] == pytest.approx(score.balanced_accuracy)
+    assert found["score"]["n_train"] == results.downstream.pooled.n_train
+
+
+def test_a_folder_of_other_classes_is_refused_with_what_it_has(pretrained, monkeypatch, capsys, tmp_path):
+    home, run = pretrained
+    results, _ = finetuned(monkeypatch, capsys, home, run, "--task", "pattern")
+    clinic = write_pictures(tmp_path / "clinic", 12, seed=9)
+    table = (clinic / "labels.csv").read_text().replace("stripes", "melanoma").replace("blobs", "nevus")
+    (clinic / "labels.csv").write_text(table)
+    code, out = called(monkeypatch, capsys, "evaluate", results.run, "--data", clinic, "--runs", home)
+    assert code == 2 and "melanoma" in out and "the classifier knows blobs, stripes" in out
+    code, out = called(monkeypatch, capsys, "evaluate", results.run, "--data", clinic, "--task", "ph2", "--runs", home)
+    assert code == 2 and "its classes are melanoma, nevus; the classifier's are blobs, stripes" in out
+    code, out = called(monkeypatch, capsys, "evaluate", run, "--data", clinic, "--task", "ph2", "--runs", home)
+    assert code == 2 and "is no classifier" in out
 
 
 @pytest.mark.parametrize(
