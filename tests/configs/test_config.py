@@ -32,7 +32,10 @@ def changed(path: str, value: object) -> dict:
     return config
 
 
-READY_MADE = ["demo", "skin", "lung", "skin-small", "lung-small", "skin-private", "study-skin", "study-lung"]
+READY_MADE = [
+    "demo", "skin", "lung", "skin-small", "lung-small", "nodules-small", "nodules3d-small", "skin-private",
+    "study-skin", "study-lung",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", READY_MADE)
