@@ -11,6 +11,7 @@ from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.seeding import derive_seed, generator
 from client.classifying import balanced, begin_classes, classifier, rate_factor, told_class_losses, told_classes
 from client.local_state import LocalState
+from client.own_head import OWN_HEAD, has_own_head, with_own_head, without_own_head
 from client.own_model import OwnModel
 from client.policy import check_validation
 from client.protection import Protection
@@ -149,7 +150,8 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
         raise Refusal(SiteError.NO_IMAGES)
     if data.targets is not None and len(images) < SMALLEST_COUNT:
         raise Refusal(SiteError.TOO_FEW_IMAGES)
-    if config.privacy is None and len(images) < stage.batch_size:
+    # A classifier's loss is a mean over images, however many: where few have labels, a batch is all of them.
+    if config.privacy is None and data.targets is None and len(images) < stage.batch_size:
         raise Refusal(SiteError.BATCH_EXCEEDS_IMAGES)
 
     kept = state.load_before(request.round)
@@ -159,6 +161,7 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
     if request.ema_tau is not None and kept and _OWN in kept:
         own_model = OwnModel(kept[_OWN].numpy(), float(kept[_OWN_SCALE]) if _OWN_SCALE in kept else None)
         begins, scale = own_model.blended(weights, bench.layout.backbone_size, request.ema_tau)
+    begins = with_own_head(begins, bench.layout, kept)
 
     def start() -> None:
         load_flat(bench.task, bench.layout, begins)
@@ -206,6 +209,8 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
         outcome, own = RoundOutcome(len(images), stage.steps(len(images)), 0.0, {}), weights
         start()
     keep = {_LOCAL + name: tensor for name, tensor in local_tensors(bench.task, bench.layout).items()}
+    if has_own_head(bench.task):
+        own, keep[OWN_HEAD] = without_own_head(own, bench.layout, weights)
     if request.round_in_stage + 1 < stage.rounds:  # nobody goes on from the last round
         if stage.carry_optimizer:
             keep |= {_OPTIMIZER + name: tensor for name, tensor in outcome.optimizer_state.items()}
@@ -317,7 +322,9 @@ def loaded_bench(site: Site, request: RoundRequest, weights: NDArray[np.float32]
     config = request.config
     bench = _bench(site, request)
     kept = _state(site, request).load_before(request.round + 1)
-    load_flat(bench.task, bench.layout, weights)
+    if has_own_head(bench.task) and not (kept and OWN_HEAD in kept):
+        raise Refusal(SiteError.NO_OWN_HEAD)
+    load_flat(bench.task, bench.layout, with_own_head(weights, bench.layout, kept))
     bench.start_local(
         _below(_LOCAL, kept) if kept else None,
         len(stage_images(site, config, request.stage, "train").images),

@@ -15,7 +15,7 @@ from aiseeme_models.training.options import TrainingOptions
 if TYPE_CHECKING:
     from federation_configs.schema import FederationConfig
 
-_OF_CLASSIFICATION = ("column", "mode", "labels", "weights", "gamma", "sampling", "ccl")
+_OF_CLASSIFICATION = ("column", "mode", "head", "labels", "weights", "gamma", "sampling", "ccl")
 
 
 class DownstreamOptions(TrainingOptions):
@@ -27,7 +27,7 @@ class DownstreamOptions(TrainingOptions):
         rounds: federated rounds.
         choose: ``"best"``: the weights of the round with the lowest loss on the sites' validation images are the
             outcome; ``"last"``: those of the last round.
-        column, mode, labels, weights, gamma, sampling, ccl: see `ClassificationOptions`.
+        column, mode, head, labels, weights, gamma, sampling, ccl: see `ClassificationOptions`.
     """
 
     task: str | None = None
@@ -36,6 +36,7 @@ class DownstreamOptions(TrainingOptions):
     choose: Literal["best", "last"] = "best"
     column: str = "label"
     mode: Mode = "finetune"
+    head: Literal["global", "personal"] = "global"
     labels: float = Field(default=1.0, gt=0, le=1)
     weights: str = "frequency"
     gamma: float = Field(default=0.0, ge=0, le=10)

@@ -170,6 +170,7 @@ class FederationConfig(Options):
                         channels=channels,
                     )
                 _check_paced(stage)
+                _check_personal(stage)
                 if stage.tune is not None:
                     _check_tuned(stage, self)
                 if self.privacy is not None:
@@ -215,6 +216,23 @@ def _check_paced(stage: Stage) -> None:
             "ccl holds the learning rate at its start until all classes are in, and a warm-up starts at 0: leave warmup"
             " at 0, and use schedule 'cosine', 'step' or 'constant'"
         )
+
+
+def _check_personal(stage: Stage) -> None:
+    """Refuse what a head cannot be had with that no coordinator ever sees.
+
+    Raises:
+        InputError: with what would do.
+    """
+    if not isinstance(stage.options, ClassificationOptions) or stage.options.head == "global":
+        return
+    if stage.choose == "best":
+        raise InputError(
+            "head = 'personal': the sites have the heads of their last round, which do not go with the backbone of"
+            " another one: set choose = 'last'"
+        )
+    if stage.tune is not None:
+        raise InputError("head = 'personal': lr = 'auto' judges a setting at sites that have no head of it: give lr")
 
 
 def _check_tuned(stage: Stage, config: FederationConfig) -> None:

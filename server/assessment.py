@@ -15,6 +15,8 @@ from aiseeme_models.downstream.floor import thumbnail_features
 from aiseeme_models.downstream.metrics import ProbeScore, score_predictions
 from aiseeme_models.downstream.probe import linear_probe
 from aiseeme_models.images.augmentation import BatchAugmentation
+from aiseeme_models.training.shared_state import layout_of
+from client.own_head import OWN_HEAD, has_own_head, kept_head, with_own_head
 from client.stage_images import StageImages, stage_images
 from server.global_model import task_of
 from server.results import Downstream
@@ -43,33 +45,34 @@ class _Predicted:
 
 
 def assess(
-    config: FederationConfig, vector: NDArray[np.float32], sites: Sequence[Site], *, device: str
+    config: FederationConfig, vector: NDArray[np.float32], sites: Sequence[Site], *, run: str, device: str
 ) -> Downstream | str:
-    """Test the classifier in a stage's final ``vector`` ``(P,)``, or say why it cannot be.
+    """Test the classifier in a run's final ``vector`` ``(P,)``, or say why it cannot be.
+
+    Where every site has a head of its own, each site's images are tested with it; a site that has none tests nothing.
 
     An image that is in training or validation at any site tests nothing, and none tests twice.
     """
-    task = task_of(config, 0, vector).to(device).eval()
-    assert isinstance(task, Classification)
-    options, names = task.options, list(task.options.names)
-    # All of them, labelled or not: what was pretrained on without a label tests nothing either.
-    seen = {row.content for site in sites for split in _SEEN for row in site.rows_of(split, config.holdout)}
-    tests: dict[str, StageImages] = {}
-    for site in sites:
-        tests[site.name] = _without(stage_images(site, config, 0, "test"), seen)
-        seen |= {row.content for row in tests[site.name].rows}
+    classifiers = _classifiers(config, vector, sites, run)
+    if not classifiers:
+        return "the classifier was not tested: no site has a head"
+    options = next(iter(classifiers.values())).options
+    names = list(options.names)
+    able = [site for site in sites if site.name in classifiers]
+    tests = tested_images(config, able, sites)
     if not any(data.rows for data in tests.values()):
         return "the classifier was not tested: no test patient has a label of its classes"
-    tested = {name: _predicted(config, task, data, device) for name, data in tests.items()}
-    trained = [stage_images(site, config, 0, "train") for site in sites]
+    tested = {name: _predicted(config, classifiers[name], data, device) for name, data in tests.items()}
+    trained = [stage_images(site, config, 0, "train") for site in able]
     labels = _labels(trained, names)
-    held_out = [stage_images(site, config, 0, "validation") for site in sites]
-    validated = _together([_predicted(config, task, data, device) for data in held_out])
+    held_out = {site.name: stage_images(site, config, 0, "validation") for site in able}
+    validated = _together([_predicted(config, classifiers[name], data, device) for name, data in held_out.items()])
     enough = len(validated.truth) >= _FEWEST_FOR_TEMPERATURE
     temperature = fit_temperature(validated.probabilities, validated.truth) if enough else None
     pooled = _together(list(tested.values()))
     return Downstream(
         mode=options.mode,
+        head=options.head,
         classes=names,
         labels=options.labels,
         pooled=_score(pooled, names, labels, temperature),
@@ -77,6 +80,35 @@ def assess(
         n_validation=len(validated.truth) if enough else 0,
         floor=_floor(trained, list(tests.values()), names),
     )
+
+
+def _classifiers(
+    config: FederationConfig, vector: NDArray[np.float32], sites: Sequence[Site], run: str
+) -> dict[str, Classification]:
+    """The classifier of each site: the same for all, or one for each site that has kept a head."""
+    task = task_of(config, 0, vector)
+    assert isinstance(task, Classification)
+    if not has_own_head(task):
+        return {site.name: task for site in sites}
+    layout, found = layout_of(task, config.model.norm), {}
+    for site in sites:
+        kept = kept_head(site, config, run)
+        if kept is not None and OWN_HEAD in kept:
+            own = task_of(config, 0, with_own_head(vector, layout, kept))
+            assert isinstance(own, Classification)
+            found[site.name] = own
+    return found
+
+
+def tested_images(config: FederationConfig, tested: Sequence[Site], sites: Sequence[Site]) -> dict[str, StageImages]:
+    """The labelled test images of those ``tested``: none that trains or validates at any of ``sites``, none twice."""
+    # All of them, labelled or not: what was pretrained on without a label tests nothing either.
+    seen = {row.content for site in sites for split in _SEEN for row in site.rows_of(split, config.holdout)}
+    tests: dict[str, StageImages] = {}
+    for site in tested:
+        tests[site.name] = _without(stage_images(site, config, 0, "test"), seen)
+        seen |= {row.content for row in tests[site.name].rows}
+    return tests
 
 
 def assess_elsewhere(

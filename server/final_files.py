@@ -13,6 +13,8 @@ from federation_configs.loading import config_sha256
 from federation_configs.schema import FederationConfig
 from server.checkpoints import CheckpointStore
 from server.global_model import NEAR_CHANCE, save_head, save_weights, task_of
+from server.metrics_log import FILE as METRICS
+from server.metrics_log import read_lines, speeds
 from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, ModelManifest
 from server.probing import ProbeOutcome
 from server.report import write_model_card, write_report
@@ -96,11 +98,14 @@ class FinalFiles:
         assert isinstance(options, ClassificationOptions)
         task = task_of(self.config, 0, vector)
         digest = save_weights(self.folder / MODEL_FOLDER, task.backbone)
-        head = save_head(self.folder / MODEL_FOLDER, task.head)
-        pooled = assessed.pooled if isinstance(assessed, Downstream) else None
-        known_at = None if pooled is None or pooled.calibration is None else pooled.calibration.temperature
-        self._vouch(state, digest, head_sha256=head, classes=options.names, temperature=known_at)
-        known = Downstream(mode=options.mode, classes=list(options.names), labels=options.labels)
+        if options.head == "personal":  # the sites have the classifiers; what is here is the backbone
+            self._vouch(state, digest)
+        else:
+            head = save_head(self.folder / MODEL_FOLDER, task.head)
+            pooled = assessed.pooled if isinstance(assessed, Downstream) else None
+            known_at = None if pooled is None or pooled.calibration is None else pooled.calibration.temperature
+            self._vouch(state, digest, head_sha256=head, classes=options.names, temperature=known_at)
+        known = Downstream(mode=options.mode, head=options.head, classes=list(options.names), labels=options.labels)
         note = assessed if isinstance(assessed, str) else None
         if isinstance(assessed, Downstream):
             known = assessed
@@ -157,6 +162,7 @@ class FinalFiles:
 
     def _results(self, state: RunState, seconds: float) -> Results:
         options = self.config.curriculum.stage
+        speed = speeds(read_lines(self.folder / METRICS)[0])
         return Results(
             run=self.folder.name,
             name=self.config.name,
@@ -180,6 +186,7 @@ class FinalFiles:
                     missed=site.missed,
                     classes=self.classes.get(name) or None,
                     epsilon=site.epsilon,
+                    images_per_s=speed.get(name),
                 )
                 for name, site in state.sites.items()
             ],
@@ -188,6 +195,7 @@ class FinalFiles:
                 training=state.training_s,
                 overhead=state.rounds_s - state.training_s,
             ),
+            weights_bytes=state.weights_bytes or None,
             phantom=self.phantom,
             initial=self.initial,
             site_epsilon=None

@@ -62,7 +62,8 @@ class SiteResult(_Part):
     Where patients are protected ``images`` counts patients, rounded down to ten, nothing is said of what was left out,
     and ``epsilon`` is what the run has cost them.
 
-    ``rejected`` counts what was left out, by reason; a count under 5 left the site as ``"<5"``.
+    ``rejected`` counts what was left out, by reason; a count under 5 left the site as ``"<5"``. ``images_per_s`` is its
+    speed in training, over all rounds.
     """
 
     name: Text
@@ -72,6 +73,7 @@ class SiteResult(_Part):
     missed: list[MissedRound]
     classes: dict[Text, int] | None = None
     epsilon: float | None = None
+    images_per_s: float | None = None
 
     @property
     def left_out(self) -> str:
@@ -115,10 +117,12 @@ class Downstream(_Part):
     In a simulation ``pooled`` is over the test images of all sites, ``sites`` over each one's own. The temperature of
     their calibration was fitted on ``n_validation`` validation images; without enough of them there is none.
     ``floor`` is what thumbnails of the same training images tell about the same test images, whatever the mode.
-    ``federated`` is what can be known without moving a prediction, and all that is known of real hospitals.
+    ``federated`` is what can be known without moving a prediction, and all that is known of real hospitals. Where
+    ``head`` is ``"personal"`` every site's images are tested with its own.
     """
 
     mode: Text
+    head: Literal["global", "personal"] = "global"
     classes: list[Text]
     labels: float
     pooled: ProbeScore | None = None
@@ -137,7 +141,10 @@ class Seconds(_Part):
 
 
 class Results(_Part):
-    """What a run came to."""
+    """What a run came to.
+
+    ``weights_bytes``: of the weights that travelled in rounds, to the sites that counted and back.
+    """
 
     run: Text
     name: Text
@@ -161,6 +168,7 @@ class Results(_Part):
     delta: float | None = None
     site_epsilon: float | None = None
     site_delta: float | None = None
+    weights_bytes: int | None = None
 
     @property
     def epsilon(self) -> float | None:

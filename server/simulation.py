@@ -313,7 +313,7 @@ def _play(
         backbone = backbone_of(config, len(state.stages) - 1, vector)
         seconds = loops[0].earlier_s
         if learns_labels(config):
-            assessed = assess(config, vector, hospitals.sites, device=plan.device)
+            assessed = assess(config, vector, hospitals.sites, run=folder.name, device=plan.device)
             results = files.classified(
                 state, vector, assessed, loops[0].tested, seconds + time.perf_counter() - started
             )

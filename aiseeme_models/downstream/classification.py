@@ -23,7 +23,7 @@ from aiseeme_models.downstream.features import ImageSource, Normalise, normalise
 from aiseeme_models.downstream.losses import batch_loss, class_sums, image_losses
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
-from aiseeme_models.images.labels import GROUP_COLUMNS, POINT_COLUMN
+from aiseeme_models.images.labels import OF_NO_CLASS
 from aiseeme_models.options import Options
 from aiseeme_models.pretext.base import PretextTask, options_of
 
@@ -31,7 +31,6 @@ Values = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Mode = Literal["finetune", "linear", "bn-tune"]
 MOST_CLASSES = 64
 _LIGHTEST = 0.01
-_NO_LABELS = frozenset((*GROUP_COLUMNS, POINT_COLUMN, "file", "index"))
 
 
 class ClassificationOptions(Options):
@@ -43,6 +42,9 @@ class ClassificationOptions(Options):
     column: str = Field("label", min_length=1, description="the column of labels.csv that holds the labels")
     mode: Mode = Field(
         "finetune", description="trained beside the head: finetune: all; bn-tune: the norm layers; linear: nothing"
+    )
+    head: Literal["global", "personal"] = Field(
+        "global", description="personal: every site has a linear layer of its own, which stays there"
     )
     labels: float = Field(1.0, gt=0, le=1, description="share of each site's labelled patients whose images are used")
     weights: str = Field("frequency", description="class weights: frequency, inverse, effective-number or none")
@@ -61,7 +63,7 @@ class ClassificationOptions(Options):
                 if value in seen:
                     raise InputError(f"classes: {value!r} means both {seen[value]!r} and {name!r}")
                 seen[value] = name
-        if self.column in _NO_LABELS:
+        if self.column in OF_NO_CLASS:
             raise InputError(f"column: {self.column!r} says whose an image is, which nobody learns")
         hard = None if self.ccl is None else self.ccl.difficulties
         if hard is not None and hard.keys() != self.classes.keys():
@@ -106,12 +108,14 @@ class Classification(PretextTask):
             parameter.requires_grad_(parameter in trained)
         states = self.shared.state_dict(keep_vars=True).items()
         # Statistics follow what is trained: they move wherever a norm layer does.
-        self._frozen = frozenset(
+        still = frozenset(
             name
             for name, tensor in states
             if name.startswith("backbone.")
             and (tensor not in trained if isinstance(tensor, nn.Parameter) else options.mode == "linear")
         )
+        heads = frozenset(name for name, _ in states if name.startswith("head."))
+        self._frozen = still | heads if options.head == "personal" else still
 
     @classmethod
     def build(cls, backbone: Backbone, options: Options, norm: Norm) -> Classification:

@@ -21,6 +21,9 @@ GROUP_COLUMNS = ("patient_id", "lesion_id", "seriesuid")
 POINT_COLUMN = "split_point"
 """Where a pseudonymised set says at which split point its patients lie (0 to 4095)."""
 
+OF_NO_CLASS = frozenset((*GROUP_COLUMNS, POINT_COLUMN, "file", "index"))
+"""Columns that say whose an image is, or which: nobody learns or compares these."""
+
 
 @dataclass(frozen=True)
 class LabelRow:

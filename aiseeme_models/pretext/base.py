@@ -148,7 +148,10 @@ class PretextTask(nn.Module, ABC):
         return self.shared["head"]
 
     def is_frozen(self, name: str) -> bool:
-        """Whether the tensor of ``shared`` with this state-dict name is never trained."""
+        """Whether the tensor of ``shared`` with this state-dict name is the whole stage what it was at its start.
+
+        Not trained; or trained by each site for itself, where what travels is what came.
+        """
         return False
 
     @property

@@ -33,7 +33,7 @@ class LayoutEntry:
         shape: its shape.
         room: the backbone crosses from stage to stage; the head is dropped at a stage's end.
         kind: statistics of batch norm, of which variances cannot be negative, stay out of server optimisers.
-        frozen: it is not trained: the whole stage it is what it was at its start.
+        frozen: it is not trained for all: the whole stage it is what it was at its start.
     """
 
     name: str

@@ -45,6 +45,12 @@ validation = 0.2
 classes = { stripes = ["stripes"], blobs = ["blobs"] }
 rounds = 3
 batch_size = 8
+[downstream.own]
+classes = { stripes = ["stripes"], blobs = ["blobs"] }
+head = "personal"
+choose = "last"
+rounds = 2
+batch_size = 8
 [downstream.device]
 classes = { first = ["d0"], others = ["d1", "d2"] }
 column = "device"
@@ -157,6 +163,18 @@ def test_linear_mode_leaves_the_backbone_as_it_was_pretrained(pretrained, monkey
     assert results.backbone_sha256 == Results.load(home / run).backbone_sha256
 
 
+def test_personal_heads_stay_at_the_sites_and_the_run_has_a_backbone(pretrained, monkeypatch, capsys):
+    home, run = pretrained
+    results, folder = finetuned(monkeypatch, capsys, home, run, "--task", "own")
+    assert results.downstream.head == "personal" and set(results.downstream.sites) == {"north", "south"}
+    assert results.downstream.pooled.n_test == sum(one.n_test for one in results.downstream.sites.values())
+    assert not (folder / "model" / "head.safetensors").exists()
+    manifest = json.loads((folder / "model" / "model.json").read_text())
+    assert manifest["head_sha256"] is None and manifest["classes"] == []
+    code, said = called(monkeypatch, capsys, "verify", results.run, "--runs", home)
+    assert code == 0, said
+
+
 def test_from_scratch_it_begins_with_the_untrained_backbone(pretrained, monkeypatch, capsys):
     home, run = pretrained
     results, _ = finetuned(monkeypatch, capsys, home, run, "--task", "pattern", "--scratch", "--labels", "0.5")
@@ -247,8 +265,8 @@ def test_a_folder_of_other_classes_is_refused_with_what_it_has(pretrained, monke
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ((), "say which of the [downstream.*] tables of small is meant; there are device, pattern"),
-        (("--task", "patern"), "no [downstream.patern] in small: there are device, pattern"),
+        ((), "say which of the [downstream.*] tables of small is meant; there are device, own, pattern"),
+        (("--task", "patern"), "no [downstream.patern] in small: there are device, own, pattern"),
         (("--task", "pattern", "--labels", "1.5"), "downstream.pattern.labels"),
         (("--task", "pattern", "--data", "/nowhere"), "no such folder"),
         (("--config", "demo"), "there are none: add a [downstream.NAME] table"),

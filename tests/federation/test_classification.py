@@ -19,6 +19,7 @@ from aiseeme_models.errors import InputError, RunFailed
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.training.shared_state import layout_of, load_flat
 from client.app import make_client_app
+from client.own_head import OWN_HEAD, kept_head
 from client.refusals import Refusal
 from client.rounds import describe, evaluate
 from client.scanning import scan
@@ -26,7 +27,7 @@ from client.site import Site
 from client.site_config import PolicyOptions
 from client.site_home import SiteHome
 from client.stage_images import stage_images
-from federation_configs.records import Enclosure, unpack_body
+from federation_configs.records import Enclosure, unpack_body, unpack_weights
 from federation_configs.schema import HoldOut
 from federation_configs.wire import (
     AssessReply,
@@ -38,6 +39,7 @@ from federation_configs.wire import (
     TrainRequest,
     told_counts,
 )
+from server.assessment import assess
 from server.classes import over_sites
 from server.global_model import new_backbone, start_of_stage
 from server.local_grid import LocalGrid
@@ -51,6 +53,7 @@ MODES: dict[str, dict[str, Any]] = {
     "finetune": {},
     "linear": {"mode": "linear"},
     "bn-tune": {"mode": "bn-tune", "weights": "inverse"},
+    "personal": {"head": "personal"},
     "focal": {"gamma": 2.0, "weights": "effective-number"},
     "balanced": {"sampling": "balanced", "weights": "none"},
     "ccl": {"ccl": {"start": 0.5, "increment": 0.5, "every": 1, "warmup": 1}},
@@ -146,6 +149,61 @@ def test_only_what_the_mode_names_is_trained(mode, federation):
     assert changed == {"head.weight", "head.bias"} | (norms if mode == "bn-tune" else set())
 
 
+def test_a_personal_head_is_trained_at_its_site_and_never_leaves(federation):
+    config = config_of(rounds=2, head="personal", stage={"choose": "last"})
+    start = start_of_stage(config, 0, None)
+    head = slice(start.layout.backbone_size, None)
+    played = federation(config)
+    sent: list[Any] = []
+
+    def hear(message, reply):
+        if message.metadata.message_type.startswith("train") and not reply.has_error():
+            sent.append(unpack_weights(reply.content, start.layout.size))
+        return reply
+
+    played.alter = {site.name: hear for site in played.sites}
+    state, vector = played.play()
+    assert len(sent) == 6
+    for weights in sent:
+        np.testing.assert_array_equal(weights[head], start.vector[head])
+        assert not np.array_equal(weights[: head.start], start.vector[: head.start])
+    np.testing.assert_array_equal(vector[head], start.vector[head])
+    kept = [kept_head(site, config, "run")[OWN_HEAD].numpy() for site in played.sites]
+    assert all(not np.array_equal(own, start.vector[head]) for own in kept)
+    assert not np.array_equal(kept[0], kept[1])
+    assert state.stages[0].heldout  # measured with each site's own head
+
+
+def test_personal_heads_learn_what_each_site_alone_means(federation):
+    """Two sites that call the same things by each other's names: no head for all could know both."""
+    steady = {"lr": 0.01, "local_epochs": 4}
+    config = config_of(rounds=25, norm="group", backbone="tiny", head="personal", stage=steady)
+    played = federation(config)
+    site, other = played.sites[0], {"stripes": "blobs", "blobs": "stripes"}
+    rows = [replace(row, label=other.get(row.label, row.label)) for row in site.rows]
+    played.sites[0] = replace(site, rows=rows, _opened={})
+    _, vector = played.play()
+    found = assess(config, vector, played.sites, run="run", device="cpu")
+    assert found.head == "personal" and set(found.sites) == {"alpha", "beta", "gamma"}
+    assert all(score.balanced_accuracy > 0.85 for score in found.sites.values())
+    common = config_of(rounds=12, norm="group", backbone="tiny", stage=steady)
+    again = federation(common, where="common")
+    again.sites[0] = replace(again.sites[0], rows=rows, _opened={})
+    _, vector = again.play()
+    one_for_all = assess(common, vector, again.sites, run="run", device="cpu")
+    assert min(score.balanced_accuracy for score in one_for_all.sites.values()) < 0.5
+
+
+def test_a_site_without_a_head_of_its_own_is_not_measured(federation):
+    config = config_of(rounds=1, head="personal")
+    site = max(federation(config).sites, key=lambda one: len(one.rows_of("validation", config.holdout)))
+    model = start_of_stage(config, 0, None)
+    place = {"round": 1, "stage": 0, "round_in_stage": 0, "layout_sha256": model.layout.digest}
+    with pytest.raises(Refusal) as refused:
+        evaluate(site, EvaluateRequest(run="run", config=config, **place), model.vector)
+    assert refused.value.code == SiteError.NO_OWN_HEAD
+
+
 def test_classes_weigh_what_they_are_over_all_sites(federation):
     config = config_of(rounds=1)
     played = federation(config)
@@ -202,6 +260,16 @@ def test_a_share_of_the_labelled_patients_is_the_same_wherever_they_are(federati
             stage_images(renamed, half, 0, "train").images.batch(everyone), some.images.batch(everyone)
         )
     assert len(stage_images(site, half, 0, "test").images) == len(stage_images(site, whole, 0, "test").images)
+
+
+@pytest.mark.parametrize("sampling", ["shuffled", "balanced"])
+def test_where_few_have_labels_a_batch_is_all_of_them(sampling, federation):
+    config = config_of(rounds=1, labels=0.6, sampling=sampling, stage={"batch_size": 64, "local_epochs": 3})
+    played = federation(config)
+    _, answered = listening(played)
+    state, vector = played.play()
+    assert all(0 < site.images < 64 and site.answered == 1 for site in state.sites.values())
+    assert answered[0].steps == 3 and np.isfinite(vector).all()
 
 
 def test_a_class_wise_curriculum_lets_in_what_the_sites_found_easy(federation):
@@ -326,6 +394,9 @@ def test_a_loss_on_a_handful_of_labelled_images_is_not_measured(federation):
         ({"ccl": {"order": "static"}}, "give them"),
         ({"ccl": {"order": "static", "difficulties": {"stripes": 1.0}}}, "one of each class: stripes, blobs"),
         ({"mode": "norms"}, "options.mode"),
+        ({"head": "own"}, "options.head"),
+        ({"head": "personal", "stage": {"choose": "best"}}, "set choose = 'last'"),
+        ({"head": "personal", "stage": {"lr": "auto"}}, "give lr"),
         ({"column": "patient_id"}, "says whose an image is"),
         ({"stage": {"warmup": 0.1}, "ccl": {}}, "leave warmup at 0"),
         ({"stage": {"schedule": "one-cycle"}, "ccl": {}}, "leave warmup at 0"),
