@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, TypeVar
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import assessing, comparing, measuring, rounds, scoring
+from client import assessing, auditing, comparing, measuring, rounds, scoring
 from client.refusals import code_of, error_reply, note
 from client.site import Site
+from federation_configs.audit_messages import AuditReply, AuditRequest
 from federation_configs.records import nonce_of, pack, signature_of, unpack_body, unpack_weights
 from federation_configs.wire import (
     AnalyseReply,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from client.gate import Visit
     from federation_configs.records import Floats
 
-    Answer = tuple[DescribeReply | RoundReply | AnalyseReply, Floats | None]
+    Answer = tuple[DescribeReply | RoundReply | AnalyseReply | AuditReply, Floats | None]
 
 Asked = TypeVar("Asked", bound=Request)
 
@@ -83,6 +84,10 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
         size = comparing.expected_size(request)
         return comparing.analyse(site, request, unpack_weights(content, size, request.config.federation.transfer)), None
 
+    def audit(site: Site, request: AuditRequest, content: RecordDict) -> Answer:
+        size = auditing.expected_size(request)
+        return auditing.audit(site, request, unpack_weights(content, size, request.config.federation.transfer)), None
+
     def guarded(
         kind: str, asked: type[Asked], handle: Callable[[Site, Asked, RecordDict], Answer]
     ) -> Callable[[Message, Context], Message]:
@@ -122,6 +127,7 @@ def make_client_app(site_of: Callable[[Context], Site]) -> ClientApp:
     app.query("range")(guarded("range", RangeRequest, find_rate))
     app.query("fit")(guarded("fit", FitRequest, find_batch))
     app.query("analyse")(guarded("analyse", AnalyseRequest, analyse))
+    app.query("audit")(guarded("audit", AuditRequest, audit))
     return app
 
 

@@ -14,7 +14,9 @@ from federation_configs.wire import (
     AnalyseReply,
     AnalyseRequest,
     BlockFigures,
+    ComparedModel,
     SiteError,
+    WeightedRequest,
     told_likeness,
     told_rank,
 )
@@ -35,7 +37,7 @@ def expected_size(request: AnalyseRequest) -> int:
     import torch
 
     with torch.device("meta"):  # names and shapes, no memory
-        return sum(_sizes(request, _backbones(request)))
+        return sum(built(request, model)[1] for model in request.models)
 
 
 def analyse(site: Site, request: AnalyseRequest, weights: NDArray[np.float32]) -> AnalyseReply:
@@ -53,8 +55,7 @@ def analyse(site: Site, request: AnalyseRequest, weights: NDArray[np.float32]) -
         raise Refusal(SiteError.WITHHELD)
     images = site.images(config.images, "validation", config.holdout)
     check_comparison(len(images))
-    first, second = _backbones(request)
-    size, _ = _sizes(request, (first, second))
+    (first, size), (second, _) = (built(request, model) for model in request.models)
     load_backbone(first, backbone_layout(first), weights[:size])
     load_backbone(second, backbone_layout(second), weights[size:])
     count = whole_batches(len(images), request.images)
@@ -75,20 +76,20 @@ def analyse(site: Site, request: AnalyseRequest, weights: NDArray[np.float32]) -
     )
 
 
-def _backbones(request: AnalyseRequest) -> tuple[Backbone, Backbone]:
+def built(request: WeightedRequest, model: ComparedModel) -> tuple[Backbone, int]:
+    """A backbone that a request names, with no weights yet, and how many floats they are.
+
+    Raises:
+        Refusal: the weights beside the request are laid out otherwise than here.
+    """
     from aiseeme_models.backbones import build_backbone
+    from aiseeme_models.training.shared_state import backbone_layout
 
     if request.protocol != PROTOCOL:
         raise Refusal(SiteError.VERSION_MISMATCH)
     channels = request.config.images.resolved_preset.channels
-    first, second = (build_backbone(one.backbone, norm=one.norm, in_channels=channels) for one in request.models)
-    return first, second
-
-
-def _sizes(request: AnalyseRequest, backbones: tuple[Backbone, Backbone]) -> tuple[int, int]:
-    from aiseeme_models.training.shared_state import backbone_layout
-
-    layouts = [backbone_layout(backbone) for backbone in backbones]
-    if [layout.digest for layout in layouts] != [model.layout_sha256 for model in request.models]:
+    backbone = build_backbone(model.backbone, norm=model.norm, in_channels=channels)
+    layout = backbone_layout(backbone)
+    if layout.digest != model.layout_sha256:
         raise Refusal(SiteError.VERSION_MISMATCH)
-    return layouts[0].size, layouts[1].size
+    return backbone, layout.size

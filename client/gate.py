@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from aiseeme_models.analysis.comparison import whole_batches
 from client.ledger import Ledger
-from client.policy import check_comparison, check_hours, check_images, check_stamp, check_validation, decide, passes
+from client.policy import (
+    check_comparison,
+    check_hours,
+    check_images,
+    check_stamp,
+    check_validation,
+    columns_used,
+    decide,
+    passes,
+)
 from client.refusals import Refusal
 from client.schedule import ScheduleOptions
 from client.site_config import BudgetOptions, PolicyOptions
-from federation_configs.downstream import label_columns
+from federation_configs.audit_messages import AuditReply, AuditRequest
 from federation_configs.loading import config_sha256
 from federation_configs.records import left_with
 from federation_configs.signatures import is_signed, public_key
@@ -98,7 +107,7 @@ class Gate:
         )
 
     def visit(self, kind: str) -> Visit:
-        """Begin with a message of a kind: describe, teach, train, evaluate, score, assess, range, fit or analyse."""
+        """Begin with a message of a kind: describe, or one of those that `server.questions` asks."""
         return Visit(self, kind)
 
     def signer(self, kind: str, signature: str | None, digest: bytes) -> str | None:
@@ -170,7 +179,7 @@ class Visit:
             fields["images"] = 0
         elif isinstance(request, TrainRequest | RangeRequest | FitRequest):
             fields["epochs"] = passes(request, training)
-        elif isinstance(request, AssessRequest):
+        elif isinstance(request, AssessRequest | AuditRequest):
             fields["images"] = len(site.rows_of("test", holdout))
             check_comparison(fields["images"])
         else:
@@ -181,12 +190,12 @@ class Visit:
             fields["images"] = whole_batches(fields["images"], request.images)
         with self._gate.ledger.locked():
             # Again, as others may have begun meanwhile.
-            if "epochs" in fields or isinstance(request, AnalyseRequest | AssessRequest):
+            if "epochs" in fields or isinstance(request, AnalyseRequest | AssessRequest | AuditRequest):
                 self._gate.decide(request, self._gate.clock(), training)
             self._enter("started", **fields)
         self._begun = True
 
-    def answered(self, reply: DescribeReply | RoundReply | AnalyseReply, content: RecordDict) -> None:
+    def answered(self, reply: DescribeReply | RoundReply | AnalyseReply | AuditReply, content: RecordDict) -> None:
         """Enter what is about to leave.
 
         Args:
@@ -231,7 +240,7 @@ class Visit:
             "run": request.run,
             **place,
             "name": config.name,
-            "labels": ", ".join(label_columns(config)) or None,
+            "labels": ", ".join(columns_used(request)) or None,
             "config": config_sha256(config),
             "coordinator": coordinator,
             "nonce": None if stamp is None else stamp.nonce,

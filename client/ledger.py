@@ -170,7 +170,7 @@ class Ledger:
             return sum(epochs for begun, epochs in self._trainings if begun >= when)
 
     def comparisons_since(self, when: datetime) -> int:
-        """Comparisons of models that began since ``when`` (an aware time)."""
+        """Comparisons, tests and audits of models that began since ``when`` (an aware time)."""
         with self.locked():
             return sum(begun >= when for begun in self._comparisons)
 
@@ -216,7 +216,7 @@ class Ledger:
             self._nonces.add(fields["nonce"])
         if entry.kind == "started" and isinstance(fields.get("epochs"), (int, float)):
             self._trainings.append((entry.time, float(fields["epochs"])))
-        if entry.kind == "started" and fields.get("what") in ("analyse", "assess"):
+        if entry.kind == "started" and fields.get("what") in ("analyse", "assess", "audit"):
             self._comparisons.append(entry.time)
         if entry.kind == SPENT:
             charge = Charge.read(entry.seq, entry.sha256, fields)

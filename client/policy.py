@@ -6,10 +6,12 @@ from collections.abc import Collection
 from datetime import datetime
 
 from aiseeme_models.analysis.comparison import whole_batches
+from aiseeme_models.analysis.image_sets import columns_of
 from aiseeme_models.curriculum.tuning.ladder import STEPS_OF_A_SIZE, ladder
 from client.refusals import Refusal
 from client.schedule import ScheduleOptions
 from client.site_config import SMALLEST_SITE, PolicyOptions
+from federation_configs.audit_messages import AuditRequest
 from federation_configs.downstream import label_columns
 from federation_configs.wire import (
     LARGEST_COMPARISON,
@@ -82,7 +84,7 @@ def decide(
         policy: the ``[policy]`` table.
         request: any request.
         epochs_today: passes over the site's images in the 24 hours before, in all runs.
-        comparisons_today: comparisons of models in the 24 hours before.
+        comparisons_today: comparisons, tests and audits of models in the 24 hours before.
         needs_privacy: whether only what is trained with differential privacy is let in; default: as the policy says.
         images: the site's training images, where they are counted already.
 
@@ -95,11 +97,13 @@ def decide(
         raise Refusal(SiteError.BAD_REQUEST)
     if not all(_allows(policy.tasks, task) for stage in stages for task in stage.tasks):
         raise Refusal(SiteError.TASK_NOT_ALLOWED)
-    if not set(label_columns(config)) <= set(policy.label_columns):
+    if not set(columns_used(request)) <= set(policy.label_columns):
         raise Refusal(SiteError.LABELS_NOT_ALLOWED)
     backbones = {config.model.backbone}
     if isinstance(request, AnalyseRequest):
         backbones |= {model.backbone for model in request.models}
+    if isinstance(request, AuditRequest):
+        backbones.add(request.model.backbone)
     if not all(_allows(policy.backbones, backbone) for backbone in backbones):
         raise Refusal(SiteError.BACKBONE_NOT_ALLOWED)
     if not _allows(policy.presets, config.images.preset):
@@ -115,9 +119,15 @@ def decide(
     epochs = passes(request, images) if isinstance(request, TrainRequest | RangeRequest | FitRequest) else 0
     if epochs and _exceeds(epochs_today + epochs, policy.max_epochs_per_day):
         raise Refusal(SiteError.TOO_MANY_EPOCHS)
-    compares = isinstance(request, AnalyseRequest | AssessRequest)
+    compares = isinstance(request, AnalyseRequest | AssessRequest | AuditRequest)
     if compares and _exceeds(comparisons_today + 1, policy.max_comparisons_per_day):
         raise Refusal(SiteError.TOO_MANY_COMPARISONS)
+
+
+def columns_used(request: Request) -> list[str]:
+    """The columns of labels.csv that a request would have looked at: learnt from, or compared by."""
+    compared = columns_of(request.tests) if isinstance(request, AuditRequest) else []
+    return sorted({*label_columns(request.config), *compared})
 
 
 def passes(request: TrainRequest | RangeRequest | FitRequest, images: int | None) -> int:

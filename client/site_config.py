@@ -94,7 +94,7 @@ class PolicyOptions(Options):
     )
     label_columns: tuple[str, ...] = Field(
         default=(),
-        description="columns of labels.csv, as label, that classifiers may be trained on; default: none",
+        description="columns of labels.csv, as label, that classifiers learn and audits compare by; default: none",
     )
     max_image_size: int | None = Field(default=None, ge=16, description="largest side of the square images, in pixels")
     max_rounds: int | None = Field(default=None, ge=1, description="most rounds of one run, over all of its stages")

@@ -21,7 +21,7 @@ from aiseeme_models.images.rejection import RejectReason
 from aiseeme_models.options import Options
 from federation_configs.schema import NAME, FederationConfig, ModelOptions
 
-PROTOCOL = 8
+PROTOCOL = 9
 RUN_ID = r"^[a-z0-9][a-z0-9-]{0,95}$"
 SHA256 = r"^[0-9a-f]{64}$"
 VERSION = r"^[0-9A-Za-z.+-]{1,40}$"
@@ -89,6 +89,8 @@ class SiteError(IntEnum):
     TOO_MANY_COMPARISONS = 1035
     NO_LABELS = 1036
     LABELS_NOT_ALLOWED = 1037
+    TOO_FEW_COMPARED = 1038
+    NO_OWN_HEAD = 1039
 
     @property
     def sentence(self) -> str:
@@ -132,7 +134,9 @@ _SENTENCES = {
     SiteError.TOO_FEW_HELD_OUT: f"the site has fewer than {SMALLEST_COMPARISON} held-out images to compare models on",
     SiteError.TOO_MANY_COMPARISONS: "the site's policy allows no more comparisons of models today",
     SiteError.NO_LABELS: "the site has too few labels, or too few classes, for this",
-    SiteError.LABELS_NOT_ALLOWED: "the site's policy does not allow learning these labels",
+    SiteError.LABELS_NOT_ALLOWED: "the site's policy does not allow the use of these labels",
+    SiteError.NO_OWN_HEAD: "the site has trained no head of its own in this run",
+    SiteError.TOO_FEW_COMPARED: "the site has fewer than 5 patients for one of the sets that are to be compared",
     SiteError.INTERNAL: "an internal error; the site's own log has the details",
 }
 

@@ -26,6 +26,7 @@ _TYPES = {
     "range": "query.range",
     "fit": "query.fit",
     "analyse": "query.analyse",
+    "audit": "query.audit",
 }
 Reply = TypeVar("Reply")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from aiseeme_models.downstream.answers import wrong_answers
 from aiseeme_models.downstream.classification import ClassificationOptions
+from federation_configs.audit_messages import AssociationFigures, AuditReply, AuditRequest
 from federation_configs.records import MalformedRecord, unpack_body, unpack_weights
 from federation_configs.transfer import Transfer
 from federation_configs.wire import (
@@ -251,6 +252,36 @@ def check_analysis(
     if body.seconds > asked.config.federation.round_deadline_s:
         return _TOO_LONG
     return body
+
+
+def check_audit(message: Message, *, site: str, asked: AuditRequest, nonce: str | None) -> AuditReply | Refused:
+    """Check a reply to a bias audit. How many test patients a site has it has not told."""
+    body = _opened(message, AuditReply, nonce=nonce, weights=False)
+    if isinstance(body, Refused):
+        return body
+    if body.site != site:
+        return Refused(Missed.WRONG_QUESTION, "the reply answers for another site")
+    if len(body.tests) != len(asked.tests) or not any(body.tests):
+        return Refused(Missed.MALFORMED, f"the reply has not the figures of {len(asked.tests)} tests")
+    if body.images > asked.images:
+        return Refused(Missed.IMPOSSIBLE_COUNT, f"the reply counts {body.images} images; {asked.images} were asked for")
+    for test in body.tests:
+        if test is not None and (wrong := _wrong_figures(test, asked, body.images)) is not None:
+            return Refused(Missed.MALFORMED, f"the reply was refused: {wrong}")
+    if body.seconds > asked.config.federation.round_deadline_s:
+        return _TOO_LONG
+    return body
+
+
+def _wrong_figures(test: AssociationFigures, asked: AuditRequest, images: int) -> str | None:
+    """What is wrong with what a reply tells of a test, if anything."""
+    if len(test.layers) != len(asked.layers):
+        return f"it tells of {len(test.layers)} layers; there are {len(asked.layers)}"
+    if any(len(one.untrained) != asked.untrained for one in test.layers if one is not None):
+        return f"it tells not of {asked.untrained} untrained networks"
+    if test.sizes[0] != test.sizes[1] or test.sizes[2] != test.sizes[3] or sum(test.sizes) > images:
+        return "its sets are not as large as sets of its images can be"
+    return None
 
 
 def _checked(

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aiseeme_models.errors import InputError
-from server.comparison import Comparison, NamedBackbone, Pair
+from server.asked_sites import NamedBackbone
+from server.comparison import Comparison, Pair
 from server.model_reference import FoundModel, find_model
 from server.progress import Progress
 from server.registry import new_run_id
@@ -54,9 +55,9 @@ def compare_models(
             config,
             new_run_id(),
             [site.name for site in hospitals.sites],
-            images,
-            progress,
-            grid.clock,
+            observer=progress,
+            clock=grid.clock,
+            images=images,
         )
         named = [
             NamedBackbone(name, model.config.model.backbone, model.backbone)

@@ -8,14 +8,14 @@ out against the number of tests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aiseeme_models.analysis.ieat import Association, association_test, holm
+from aiseeme_models.analysis.ieat import Association, association_test, effect_size, holm
 from aiseeme_models.errors import InputError
 from aiseeme_models.seeding import derive_seed
 
@@ -50,61 +50,89 @@ class ImageSets:
 
 
 @dataclass(frozen=True)
-class LayerAudit:
-    """One test at one layer.
+class Measured:
+    """What one test at one layer gave, before anything is made of it.
 
     Attributes:
         test, layer: which.
         association: of the trained network.
-        beyond: two-sided p-value of an effect so far from the untrained networks' (a t prediction interval).
-        corrected: the larger of that and of the association's own two-sided p-value, corrected for all tests at all
-            layers (Holm).
         control: p-value of the layer's control: whether one half of the images that show an attribute is nearer to the
             other half than to the other attribute.
         untrained: effects in untrained networks.
-        verdict: ``"found"``; ``"not found"``; or ``"not testable"``, where the control fails.
     """
 
     test: str
     layer: str
     association: Association
-    beyond: float
-    corrected: float
     control: float
     untrained: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LayerAudit(Measured):
+    """One test at one layer, judged beside all others.
+
+    Attributes:
+        beyond: two-sided p-value of an effect so far from the untrained networks' (a t prediction interval).
+        corrected: the larger of that and of the association's own two-sided p-value, corrected for all tests at all
+            layers (Holm).
+        verdict: ``"found"``; ``"not found"``; or ``"not testable"``, where the control fails.
+    """
+
+    beyond: float
+    corrected: float
     verdict: Verdict
 
 
-def audit(tests: Sequence[ImageSets], trained: Layers, untrained: Sequence[Layers], *, seed: int) -> list[LayerAudit]:
-    """Test every layer of a trained network.
+def audit(tests: Sequence[ImageSets], trained: Layers, untrained: Iterable[Layers], *, seed: int) -> list[LayerAudit]:
+    """Test every layer of a trained network: `measure` and `judge`."""
+    return judge(measure(tests, trained, untrained, seed=seed))
+
+
+def measure(tests: Sequence[ImageSets], trained: Layers, untrained: Iterable[Layers], *, seed: int) -> list[Measured]:
+    """Every test at every layer, in this order. A layer that gives an image nothing, or no number, is left out.
 
     Args:
         tests: who is compared; larger groups are drawn down to the smaller one's size, by the seed.
-        trained: its features.
-        untrained: features of the same images from networks that were never trained, at least five.
+        trained: the network's features.
+        untrained: features of the same images from networks that were never trained, at least five; one at a time.
         seed: of draws and shuffles.
 
     Raises:
         InputError: sets of fewer than two images, or fewer than five untrained networks.
     """
-    if len(untrained) < FEWEST_UNTRAINED:
-        raise InputError(
-            f"bias audit: {len(untrained)} untrained networks; at least {FEWEST_UNTRAINED} say what chance does"
-        )
-    found: list[LayerAudit] = []
-    for test in tests:
-        sets = _drawn(test, seed)
-        for layer, features in trained.items():
-            association = _test(features, sets, seed)
-            chance = tuple(_test(one[layer], sets, seed).effect for one in untrained)
-            beyond = _beyond(association.effect, chance)
-            p_value = max(beyond, _two_sided(association.p_value))
-            control = _control(features, sets, seed)
-            found.append(LayerAudit(test.name, layer, association, beyond, p_value, control, chance, "not found"))
-    corrected = holm([one.corrected for one in found])
+    drawn = [_drawn(test, seed) for test in tests]
+    layers = [layer for layer, features in trained.items() if _usable(features)]
+    chance: dict[tuple[str, str], list[float]] = {(sets.name, layer): [] for sets in drawn for layer in layers}
+    networks = 0
+    for network in untrained:
+        networks += 1
+        layers = [layer for layer in layers if _usable(network[layer])]
+        for sets in drawn:
+            for layer in layers:
+                chance[sets.name, layer].append(effect_size(*_sets_of(network[layer], sets)))
+    if networks < FEWEST_UNTRAINED:
+        raise InputError(f"bias audit: {networks} untrained networks; at least {FEWEST_UNTRAINED} say what chance does")
     return [
-        replace(one, corrected=p_value, verdict=_verdict(one.control, p_value))
-        for one, p_value in zip(found, corrected, strict=True)
+        Measured(
+            sets.name,
+            layer,
+            association_test(*_sets_of(trained[layer], sets), seed=seed),
+            control_p_value(trained[layer], sets, seed),
+            tuple(chance[sets.name, layer]),
+        )
+        for sets in drawn
+        for layer in layers
+    ]
+
+
+def judge(measured: Sequence[Measured]) -> list[LayerAudit]:
+    """What to make of all tests that were done together, in their order."""
+    beyond = [_beyond(one.association.effect, one.untrained) for one in measured]
+    corrected = holm([max(far, one.association.two_sided) for far, one in zip(beyond, measured, strict=True)])
+    return [
+        LayerAudit(**vars(one), beyond=far, corrected=p_value, verdict=_verdict(one.control, p_value))
+        for one, far, p_value in zip(measured, beyond, corrected, strict=True)
     ]
 
 
@@ -125,11 +153,6 @@ def _beyond(effect: float, untrained: Sequence[float]) -> float:
     )
 
 
-def _two_sided(p_value: float) -> float:
-    """Either group may be the one that is nearer: nobody says beforehand which."""
-    return min(1.0, 2.0 * min(p_value, 1.0 - p_value + 1e-4))
-
-
 def _drawn(test: ImageSets, seed: int) -> ImageSets:
     size = min(len(test.x), len(test.y))
     rng = np.random.default_rng(derive_seed(seed, "bias", test.name))
@@ -137,12 +160,15 @@ def _drawn(test: ImageSets, seed: int) -> ImageSets:
     return ImageSets(test.name, x, y, test.a, test.b)
 
 
-def _test(features: NDArray[np.float32], sets: ImageSets, seed: int) -> Association:
-    x, y, a, b = (features[list(places)] for places in (sets.x, sets.y, sets.a, sets.b))
-    return association_test(x, y, a, b, seed=seed)
+def _sets_of(features: NDArray[np.float32], sets: ImageSets) -> tuple[NDArray[np.float32], ...]:
+    return tuple(features[list(places)] for places in (sets.x, sets.y, sets.a, sets.b))
 
 
-def _control(features: NDArray[np.float32], sets: ImageSets, seed: int) -> float:
+def _usable(features: NDArray[np.float32]) -> bool:
+    return bool(np.isfinite(features).all() and features.any(axis=1).all())
+
+
+def control_p_value(features: NDArray[np.float32], sets: ImageSets, seed: int) -> float:
     """Half of the images of each attribute in place of the groups: they must be nearer to their own."""
     rng = np.random.default_rng(derive_seed(seed, "bias", "control", sets.name))
     size = min(len(sets.a), len(sets.b)) // 2

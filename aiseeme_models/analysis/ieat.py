@@ -33,14 +33,21 @@ class Association:
     Attributes:
         effect: Cohen's ``d`` of the two groups' associations; above 0 the first group is nearer to the first attribute.
         p_value: share of the equal-size divisions of the groups' images whose statistic is no smaller (one-sided).
+        opposite: share of those whose statistic is no larger: the p-value of the second group being nearer.
         exact: whether all divisions were tried; else so many random ones, and this one.
         sizes: images of the first and second group, and of the first and second attribute.
     """
 
     effect: float
     p_value: float
+    opposite: float
     exact: bool
     sizes: tuple[int, int, int, int]
+
+    @property
+    def two_sided(self) -> float:
+        """P-value where nobody says beforehand which group would be the nearer one: twice the smaller, at most 1."""
+        return min(1.0, 2.0 * min(self.p_value, self.opposite))
 
 
 def associations(targets: Features, first: Features, second: Features) -> NDArray[np.float64]:
@@ -72,14 +79,15 @@ def association_test(x: Features, y: Features, a: Features, b: Features, *, seed
     Raises:
         InputError: sets of fewer than two images, groups of different sizes, features that are not finite or zero.
     """
-    _check(x, y, a, b)
-    own = associations(np.concatenate([x, y]), a, b)  # (2n,)
-    half = len(x)
-    spread = float(own.std(ddof=1))
-    effect = 0.0 if spread == 0.0 else float(own[:half].mean() - own[half:].mean()) / spread
+    own, half = _own(x, y, a, b), len(x)
     exact = comb(2 * half, half) <= MOST_EXACT
-    p_value = _exact(own, half) if exact else _shuffled(own, half, seed)
-    return Association(effect, p_value, exact, (len(x), len(y), len(a), len(b)))
+    above, below = _exact(own, half) if exact else _shuffled(own, half, seed)
+    return Association(_effect(own, half), above, below, exact, (len(x), len(y), len(a), len(b)))
+
+
+def effect_size(x: Features, y: Features, a: Features, b: Features) -> float:
+    """The effect alone, without the divisions that a p-value takes; see `association_test` for the rest."""
+    return _effect(_own(x, y, a, b), len(x))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -95,25 +103,39 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _exact(own: NDArray[np.float64], half: int) -> float:
+def _own(x: Features, y: Features, a: Features, b: Features) -> NDArray[np.float64]:
+    _check(x, y, a, b)
+    return associations(np.concatenate([x, y]), a, b)  # (2n,)
+
+
+def _effect(own: NDArray[np.float64], half: int) -> float:
+    spread = float(own.std(ddof=1))
+    return 0.0 if spread == 0.0 else float(own[:half].mean() - own[half:].mean()) / spread
+
+
+def _exact(own: NDArray[np.float64], half: int) -> tuple[float, float]:
+    """Shares of all divisions whose sum is no smaller, and no larger; the sum of all images is the same in each."""
     sums = np.array([own[list(chosen)].sum() for chosen in combinations(range(2 * half), half)])
-    return float((sums >= _threshold(own, half)).mean())
+    reached, tolerance = _reached(own, half)
+    return float((sums >= reached - tolerance).mean()), float((sums <= reached + tolerance).mean())
 
 
-def _shuffled(own: NDArray[np.float64], half: int, seed: int) -> float:
-    """Over all images the sum is the same, so that the first half's says it all."""
+def _shuffled(own: NDArray[np.float64], half: int, seed: int) -> tuple[float, float]:
     rng = np.random.default_rng(derive_seed(seed, "ieat"))
-    hits, threshold = 0, _threshold(own, half)
+    above, below = 1, 1  # the division that there is, is one of them
+    reached, tolerance = _reached(own, half)
     for start in range(0, SHUFFLES, _BLOCK):
         rows = min(_BLOCK, SHUFFLES - start)
         shuffled = rng.permuted(np.broadcast_to(own, (rows, len(own))), axis=1)
-        hits += int((shuffled[:, :half].sum(axis=1) >= threshold).sum())
-    return (1 + hits) / (1 + SHUFFLES)
+        sums = shuffled[:, :half].sum(axis=1)
+        above += int((sums >= reached - tolerance).sum())
+        below += int((sums <= reached + tolerance).sum())
+    return above / (1 + SHUFFLES), below / (1 + SHUFFLES)
 
 
-def _threshold(own: NDArray[np.float64], half: int) -> float:
-    """What a division must reach; sums of the same numbers in another order may differ in their last bits."""
-    return float(own[:half].sum()) - 1e-12 * float(np.abs(own).sum())
+def _reached(own: NDArray[np.float64], half: int) -> tuple[float, float]:
+    """The division's own sum, and by how much sums of the same numbers in another order may differ from it."""
+    return float(own[:half].sum()), 1e-12 * float(np.abs(own).sum())
 
 
 def _unit(features: Features) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ class Backbone(nn.Module, ABC):
         in_channels: channels of the images.
         feature_dim: length ``D`` of a pooled feature.
         norm: the normalisation that it was built with.
-        blocks: names of what `forward_blocks` shows, the last of them what `forward` gives.
+        blocks: names of what `block_maps` shows, the last of them what `forward_map` gives.
     """
 
     in_channels: int
@@ -34,12 +35,16 @@ class Backbone(nn.Module, ABC):
         """``(B, C, H, W)`` float32 normalised images to globally averaged features ``(B, D)``."""
         return self.forward_map(images).mean(dim=(2, 3))
 
-    def forward_blocks(self, images: Tensor) -> dict[str, Tensor]:
-        """``(B, C, H, W)`` float32 normalised images to pooled features ``(B, D_block)`` after each of `blocks`.
+    def block_maps(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """``(B, C, H, W)`` float32 normalised images to the map ``(B, D_block, h, w)`` after each of `blocks`.
 
-        A backbone that has more to show than its features names and gives it.
+        A backbone that has more to show than its last map names and gives it.
         """
-        return {"features": self(images)}
+        yield "features", self.forward_map(images)
+
+    def forward_blocks(self, images: Tensor) -> dict[str, Tensor]:
+        """``(B, C, H, W)`` float32 normalised images to globally averaged features ``(B, D_block)`` of each block."""
+        return {name: maps.mean(dim=(2, 3)) for name, maps in self.block_maps(images)}
 
 
 class BackboneFactory(Protocol):

@@ -6,6 +6,7 @@ done in place: the full backward hooks of per-sample gradients (Opacus) refuse t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -121,14 +122,13 @@ class ResNet(Backbone):
         features: Tensor = self.layer4(self.layer3(x))
         return features
 
-    def forward_blocks(self, images: Tensor) -> dict[str, Tensor]:
-        """See `Backbone.forward_blocks`: stem and the four layers, globally averaged."""
+    def block_maps(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """See `Backbone.block_maps`: stem and the four layers."""
         x = self._stem(images)
-        pooled = {"stem": x.mean(dim=(2, 3))}
+        yield "stem", x
         for name in self.blocks[1:]:
             x = self.get_submodule(name)(x)
-            pooled[name] = x.mean(dim=(2, 3))
-        return pooled
+            yield name, x
 
     def _stem(self, images: Tensor) -> Tensor:
         stem: Tensor = self.maxpool(torch.relu(self.bn1(self.conv1(images))))

@@ -10,7 +10,8 @@ from aiseeme_models.errors import RunFailed
 from federation_configs.records import Enclosure
 from federation_configs.transfer import outgoing
 from federation_configs.wire import ScoreRequest
-from server.comparison import Comparison, NamedBackbone
+from server.asked_sites import NamedBackbone
+from server.comparison import Comparison
 from server.global_model import flat_backbone, start_of_stage
 from server.heldout import score_at_sites
 from server.questions import Questions
@@ -70,9 +71,8 @@ class SiteTrials:
         key = (first, second) if first <= second else (second, first)
         if key not in self._distances:
             config, grid = self.bench.config, local_grid(self.bench.sites)
-            comparison = Comparison(
-                grid, config, _RUN, [site.name for site in self.bench.sites], 512, self.observer, grid.clock
-            )
+            names = [site.name for site in self.bench.sites]
+            comparison = Comparison(grid, config, _RUN, names, observer=self.observer, clock=grid.clock)
             named = [
                 NamedBackbone(str(number), config.model.backbone, self._backbone(one)) for number, one in enumerate(key)
             ]

@@ -24,7 +24,8 @@ from client.site import Site
 from client.site_config import BudgetOptions, PolicyOptions
 from federation_configs.schema import FederationConfig
 from federation_configs.wire import AnalyseReply, AnalyseRequest, ComparedModel, SiteError, told_likeness, told_rank
-from server.comparison import Comparison, NamedBackbone, Pair
+from server.asked_sites import NamedBackbone
+from server.comparison import Comparison, Pair
 from server.local_grid import LocalGrid
 from server.request_signing import RequestSigner
 from tests.conftest import InProcess, tiny_config

@@ -370,7 +370,7 @@ def changed_description(**fields):
         {"rejected": {"truncated": 3}},
         {"rejected": {"truncated": "<4"}},
         {"site": "omega"},
-        {"protocol": 9},
+        {"protocol": 10},
     ],
 )
 def test_a_site_with_an_impossible_description_is_not_let_in(fields, federation):
