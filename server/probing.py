@@ -81,14 +81,8 @@ class ProbeImages:
         return thumbnail_floor(train.images, train.labels, test.images, test.labels, test_patients=test.patients)
 
     def ready(self, candidate: Backbone) -> Backbone:
-        """``candidate``, or where its norm keeps no statistics a copy that has those of the training images."""
-        from aiseeme_models.downstream.features import recalibrate_batch_norm
-
-        if self.config.model.norm != "batch-local":
-            return candidate
-        candidate = copy.deepcopy(candidate)  # the delivered model does not depend on what it is probed with
-        recalibrate_batch_norm(candidate, self.train.images, self.augmentation.plain, device=self.device)
-        return candidate
+        """See `ready_backbone`."""
+        return ready_backbone(self.config, candidate, self.train.images, device=self.device)
 
     @property
     def augmentation(self) -> BatchAugmentation:
@@ -96,6 +90,19 @@ class ProbeImages:
         from aiseeme_models.images.augmentation import BatchAugmentation
 
         return BatchAugmentation.of(self.config.images.resolved_preset)
+
+
+def ready_backbone(config: FederationConfig, candidate: Backbone, training: CachedImages, *, device: str) -> Backbone:
+    """``candidate``, or where its norm keeps no statistics a copy that has those of the training images."""
+    from aiseeme_models.downstream.features import recalibrate_batch_norm
+    from aiseeme_models.images.augmentation import BatchAugmentation
+
+    if config.model.norm != "batch-local":
+        return candidate
+    candidate = copy.deepcopy(candidate)  # the delivered model does not depend on what it is probed with
+    plain = BatchAugmentation.of(config.images.resolved_preset).plain
+    recalibrate_batch_norm(candidate, training, plain, device=device)
+    return candidate
 
 
 def probe_images(

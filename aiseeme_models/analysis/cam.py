@@ -16,6 +16,9 @@ maps ``(B, h, w)`` float32, none of them negative. Both networks are used in eva
 
 activation_maps: Registry[ActivationMaps] = Registry("kind of class activation map")
 
+HEADLESS = frozenset({"eigen-cam"})
+"""Kinds that look at neither the head nor the classes."""
+
 
 @activation_maps.register("grad-cam")
 def grad_cam(backbone: Backbone, head: nn.Module, images: Tensor, classes: Tensor) -> Tensor:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aiseeme_models.downstream.logistic import MAX_ITERATIONS, fit_logistic
 from aiseeme_models.downstream.metrics import ProbeScore, score_predictions
 from aiseeme_models.errors import InputError
-
-_MAX_ITERATIONS = 2000
 
 
 def linear_probe(
@@ -36,24 +34,13 @@ def linear_probe(
     Raises:
         InputError: no training or no test images, lengths that differ, features that are not finite.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
-
     _check(train_x, train_y, test_x, test_y)
     if len(set(train_y)) == 1:
         return _only_class(train_y, test_y, k=None, patients=test_patients)
-    scaler = StandardScaler().fit(train_x.astype(np.float64))
-    model = LogisticRegression(class_weight="balanced", max_iter=_MAX_ITERATIONS, random_state=seed)
-    # One thread: the products are small, and with two on a busy machine the fit was measured ten times slower.
-    with warnings.catch_warnings(), threadpool_limits(limits=1):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # said in the note instead
-        model.fit(scaler.transform(train_x.astype(np.float64)), np.asarray(train_y, dtype=str))
-    notes = [] if int(model.n_iter_[0]) < _MAX_ITERATIONS else [f"Not converged after {_MAX_ITERATIONS} iterations."]
-    probabilities = _two_dimensional(model.predict_proba(scaler.transform(test_x.astype(np.float64))))
-    names = [str(name) for name in model.classes_]
-    return _score(train_y, test_y, probabilities, names, k=None, notes=notes, patients=test_patients)
+    fitted = fit_logistic(train_x, train_y, seed=seed)
+    notes = [] if fitted.converged else [f"Not converged after {MAX_ITERATIONS} iterations."]
+    scores = fitted.probabilities(test_x)
+    return _score(train_y, test_y, scores, fitted.names, k=None, notes=notes, patients=test_patients)
 
 
 def knn_probe(

@@ -74,6 +74,7 @@ class DecodedImage:
     """One image of a decoded file.
 
     Attributes:
+        file: number of the file's task.
         frame: its number in the file.
         facts: what the header says.
         subject: whose it is, in clear: hash it before it is stored.
@@ -83,6 +84,7 @@ class DecodedImage:
         square: ``(C, S, S)`` uint8, or None where a finding is not admitted.
     """
 
+    file: int
     frame: int
     facts: ImageFacts
     subject: Subject
@@ -270,7 +272,7 @@ class DecodePool:
             number = answer.get("id")
             if number is not None:
                 images = worker.partial.setdefault(number, [])
-                part = [self._image(worker, entry) for entry in answer["pictures"]]
+                part = [self._image(worker, number, entry) for entry in answer["pictures"]]
                 if "full" in answer and self._on_part is not None:
                     for image in part:
                         self._on_part(answer["content"], image)
@@ -286,8 +288,9 @@ class DecodePool:
             yield DecodedFile(number, answer["content"], reason, () if reason else tuple(images))
 
     @staticmethod
-    def _image(worker: _Process, entry: dict[str, Any]) -> DecodedImage:
+    def _image(worker: _Process, number: int, entry: dict[str, Any]) -> DecodedImage:
         return DecodedImage(
+            file=number,
             frame=entry["frame"],
             facts=ImageFacts(*entry["facts"]),
             subject=Subject(*entry["subject"]),

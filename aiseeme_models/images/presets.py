@@ -42,6 +42,7 @@ class ImagePreset:
         augmentation: the random views.
         window: of grey images in modality units (HU), or None for the file's own.
         orthogonal: 3-D patches become their three central planes (2.5-D), not the axial one alone.
+        modalities: what DICOM calls such images; another one is no fault, but worth a warning.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ImagePreset:
     augmentation: AugmentationOptions
     window: WindowName | None = None
     orthogonal: bool = False
+    modalities: frozenset[str] = frozenset()
 
 
 image_presets: Registry[ImagePreset] = Registry("image preset")
@@ -74,6 +76,7 @@ image_presets.register("dermoscopy")(
             brightness=0.15,
             contrast=0.2,
         ),
+        modalities=frozenset({"ES", "GM", "XC"}),
     )
 )
 
@@ -89,6 +92,7 @@ image_presets.register("chest-xray")(
         augmentation=AugmentationOptions(
             rotation_degrees=10.0, crop_min=0.5, crop_max=1.0, brightness=0.2, contrast=0.2
         ),
+        modalities=frozenset({"CR", "DX", "RF", "RG"}),
     )
 )
 
@@ -112,6 +116,7 @@ image_presets.register("ct-lung")(
         std=(0.240,),
         augmentation=_CT_AUGMENTATION,
         window="lung",
+        modalities=frozenset({"CT"}),
     )
 )
 
@@ -126,6 +131,7 @@ image_presets.register("ct-nodule")(
         augmentation=_CT_AUGMENTATION,
         window="lung",
         orthogonal=True,
+        modalities=frozenset({"CT"}),
     )
 )
 
