@@ -19,7 +19,7 @@ from server.exporting.manifest import ExportManifest, manifest_of, read_export_m
 from server.global_model import load_backbone, load_classifier
 from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, is_trained_with, read_model_manifest
 from server.run_folder import CONFIG, existing_registry
-from server.signed_files import EXPORT, MODEL, distrust, read_signature, signature_file, write_signed
+from server.signed_files import EXPORT, MODEL, is_vouched_for, signature_file, write_signed
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -119,16 +119,10 @@ def export_run(
 
 def _vouched(folder: Path, raw: bytes, key: OwnKey | None) -> Ed25519PrivateKey | None:
     """The key that may sign exports of a model: the one that signed the model. None where nobody did."""
-    manifest = folder / MANIFEST_FILE
-    signature = read_signature(manifest)
-    if signature is not None and not signature.vouches(raw, MODEL):
-        raise InputError(f"{manifest}: it is not what its signature was made for: one of the two was changed")
-    if key is None or (signature is None and not key.named):
-        return None
-    doubt = distrust(manifest, raw, MODEL, key.key.public_key())
-    if doubt is not None:
-        raise InputError(f"{folder}: {doubt}; a key signs exports of the models that it signed")
-    return key.key
+    public = None if key is None else key.key.public_key()
+    demanded = key is not None and key.named
+    signed = is_vouched_for(folder / MANIFEST_FILE, raw, MODEL, public, demanded=demanded)
+    return key.key if key is not None and signed else None
 
 
 def _make_way(target: Path, *, is_folder: bool, force: bool) -> None:

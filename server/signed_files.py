@@ -116,6 +116,32 @@ def distrust(manifest: Path, content: bytes, purpose: str, key: Ed25519PublicKey
     return None
 
 
+def is_vouched_for(
+    manifest: Path, content: bytes, purpose: str, key: Ed25519PublicKey | None, *, demanded: bool
+) -> bool:
+    """Whether a manifest is signed, as it should be before what it names is used.
+
+    Args:
+        manifest: where it is.
+        content: its bytes.
+        purpose: what its signature must be for.
+        key: whose signature alone counts; None: nobody knows one, but a signature must still belong to the bytes.
+        demanded: whether that key must have signed; else a manifest may also be one that nobody signed.
+
+    Raises:
+        InputError: its signature was made for something else, or not by ``key``.
+    """
+    signature = read_signature(manifest)
+    if signature is not None and not signature.vouches(content, purpose):
+        raise InputError(f"{manifest}: it is not what its signature was made for: one of the two was changed")
+    if key is None or (signature is None and not demanded):
+        return signature is not None
+    doubt = distrust(manifest, content, purpose, key)
+    if doubt is not None:
+        raise InputError(f"{manifest.parent}: {doubt}; only what this key has signed is trusted here")
+    return True
+
+
 def read_manifest_as(path: Path, kind: type[Manifest], what: str) -> tuple[Manifest, bytes]:
     """A manifest that may come from anywhere, and its bytes.
 
