@@ -11,7 +11,16 @@ import typer
 from aiseeme_models.errors import InputError
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, run_app, show_version, shown
-from server import cli_compare, cli_federation, cli_finetune, cli_models, cli_serve
+from server import (
+    cli_audit_local,
+    cli_compare,
+    cli_federation,
+    cli_finetune,
+    cli_models,
+    cli_predict,
+    cli_report,
+    cli_serve,
+)
 from server.cli_audit import audit_app
 from server.cli_curriculum import curriculum_app
 from server.cli_options import Federation, Initial, Json, RunId, Runs
@@ -222,9 +231,12 @@ def doctor(home: Runs = None, federation: Federation = None, as_json: Json = Fal
         raise typer.Exit(1)
 
 
+cli_audit_local.register(audit_app)
 cli_compare.register(app)
 cli_finetune.register(app)
 cli_models.register(app)
+cli_predict.register(app)
+cli_report.register(app)
 cli_federation.register(app)
 cli_serve.register(app)
 

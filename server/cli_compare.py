@@ -42,6 +42,9 @@ def compare(
     plot: Annotated[
         Path | None, typer.Option(help="Also draw CKA by block: a .png, .svg or .pdf file.", show_default=False)
     ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Keep the figures in the first run's folder: `aiseeme report` shows them.")
+    ] = False,
     device: Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")] = "auto",
     runs: Runs = None,
     federation: Federation = None,
@@ -51,8 +54,10 @@ def compare(
     from aiseeme_models.errors import InputError
     from aiseeme_models.training.device import choose_device
     from federation_configs.wire import LARGEST_COMPARISON, SMALLEST_COMPARISON
+    from server.model_reference import find_model
     from server.progress import Progress
-    from server.report.likeness_plot import check_plot, likeness_plot
+    from server.report.audits import compared_pairs, save_likeness
+    from server.report.likeness_plot import check_plot, draw_likeness
     from server.run_folder import runs_home
     from server.simulated_comparison import compare_models
 
@@ -64,6 +69,8 @@ def compare(
     if plot is not None:
         check_plot(plot)
     screen = console(stderr=as_json)
+    home = runs_home(runs, federation)
+    kept_in = find_model(models[0], home).folder.parent if save else None
     pairs = compare_models(
         models,
         data,
@@ -71,11 +78,13 @@ def compare(
         partition=partition,
         images=images,
         device=choose_device(device),
-        home=runs_home(runs, federation),
+        home=home,
         progress=Progress(screen),
     )
+    known = compared_pairs([asdict(pair) for pair in pairs])
     if plot is not None:
-        likeness_plot(pairs, plot)
+        draw_likeness(known, plot)
+    kept = None if kept_in is None else save_likeness(kept_in, known)
     if as_json:
         typer.echo(json.dumps([asdict(pair) for pair in pairs], indent=2))
         return
@@ -86,6 +95,8 @@ def compare(
     screen.print(_ranks(pairs))
     if plot is not None:
         _line(f"plot: {plot}")
+    if kept is not None:
+        _line(f"figures: {kept}")
 
 
 def _table(pair: Pair) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,15 @@ def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
         else:
             unread += bool(text.strip())
     return lines, unread
+
+
+def speeds(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Images per second of each site: the mean of what its rounds reached, weighted by their seconds."""
+    images: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for line in lines:
+        speed, spent, site = line.get("images_per_s"), line.get("seconds"), line.get("site")
+        if isinstance(site, str) and isinstance(speed, int | float) and isinstance(spent, int | float) and spent > 0:
+            images[site] = images.get(site, 0.0) + speed * spent
+            seconds[site] = seconds.get(site, 0.0) + spent
+    return {site: images[site] / seconds[site] for site in images}

@@ -299,6 +299,7 @@ class RoundLoop:
         else:
             shutil.rmtree(self.folder / "scratch", ignore_errors=True)  # the sites' updates do not stay behind
             raise RunFailed(self._quorum.lost(number, len(counted), refused))
+        state.weights_bytes += 2 * len(counted) * beside.size * np.dtype(transfer).itemsize
         del beside  # a second copy of the global weights
         for name, site in state.sites.items():
             if name in counted:

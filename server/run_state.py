@@ -70,6 +70,7 @@ class RunState(_State):
         finished: whether the curriculum is done.
         training_s: seconds that sites spent on the critical path.
         rounds_s: wall seconds of all rounds.
+        weights_bytes: of the weights that travelled in rounds, to the sites that counted and back.
     """
 
     round: int = 0
@@ -80,6 +81,7 @@ class RunState(_State):
     sites: dict[str, SiteState]
     training_s: float = 0.0
     rounds_s: float = 0.0
+    weights_bytes: int = 0
 
 
 def mean_over_sites(values: Iterable[tuple[float, int]]) -> float | None:

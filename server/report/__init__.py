@@ -1,6 +1,6 @@
-"""What a run says about itself to people: a self-contained page and the model card."""
+"""What a run says about itself to people: a self-contained page, its plots, and the model card."""
 
 from server.report.card import write_model_card
-from server.report.page import write_report
+from server.report.page import save_plots, write_report
 
-__all__ = ["write_model_card", "write_report"]
+__all__ = ["save_plots", "write_model_card", "write_report"]

@@ -6,19 +6,20 @@ import re
 from pathlib import Path
 
 from aiseeme_models.atomic_files import replacing
-from server.report.findings import chance, findings, verdict
-from server.report.page import duration, figure, interval, middle
+from server.report.findings import classes_tested, findings, verdict
+from server.report.gallery import bars, tested
+from server.report.page import count, figure, interval, middle
 from server.report.record import read_run
 
 
 def write_model_card(run_folder: Path) -> Path:
-    """Write ``model/README.md`` from what is in ``results.json``.
+    """Write ``model/README.md`` from what is in a run's folder: its results and its audits.
 
     Returns:
         The path of the card.
 
     Raises:
-        InputError: ``results.json`` is missing or not what a run writes.
+        InputError: ``results.json`` is missing or not what a run writes, or an audit's file is none.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -32,13 +33,17 @@ def write_model_card(run_folder: Path) -> Path:
         keep_trailing_newline=True,
         finalize=escape_markdown,
     )
-    environment.filters.update(figure=figure, duration=duration, interval=interval, middle=middle)
+    environment.filters.update(figure=figure, interval=interval, middle=middle, count=count)
     card = environment.get_template("model_card.md.j2").render(
         results=results,
         verdict=verdict(results),
         findings=findings(record),
         images=sum(site.images for site in results.sites),
-        chance=chance(results.probe.linear) if results.probe else None,
+        bars=bars(results),
+        tested=tested(results.downstream) if results.downstream else [],
+        classes=classes_tested(results.probe.linear) if results.probe else None,
+        audits=record.audits,
+        origin=record.origin,
     )
     path = run_folder / "model" / "README.md"
     path.parent.mkdir(exist_ok=True)

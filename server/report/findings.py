@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aiseeme_models.downstream.metrics import ProbeScore
-from server.report.record import RunStory
+from server.report.audits import NOT_TESTABLE, BiasAudit
+from server.report.record import Origin, RunStory
 from server.results import Downstream, Results, SiteResult, StageResult
 
 Level = Literal["good", "warn", "bad", "note"]
@@ -48,6 +49,8 @@ def findings(record: RunStory) -> list[Finding]:
     found += _rejected(results)
     found += _about_stages(results)
     found += _about_probe(results)
+    found += _about_origin(record.origin)
+    found += _about_bias(record.audits.bias)
     if record.unread_lines:
         lines = _counted(record.unread_lines, "line")
         found.append(Finding("warn", f"metrics.jsonl: {lines} not readable, missing from the curves."))
@@ -62,9 +65,12 @@ def standard_error(score: ProbeScore) -> float:
     return math.sqrt(variance) / max(len(tested), 1)
 
 
-def chance(score: ProbeScore) -> float:
-    """Balanced accuracy of an answer that does not look at the image."""
-    return 1.0 / max(sum(entry.n_test > 0 for entry in score.per_class.values()), 1)
+def classes_tested(score: ProbeScore) -> int:
+    """How many classes have test images, at least 1: an answer that does not look at an image is right 1 in that many.
+
+    That is the chance level of the balanced accuracy.
+    """
+    return max(sum(entry.n_test > 0 for entry in score.per_class.values()), 1)
 
 
 def ranges(rounds: Iterable[int]) -> str:
@@ -152,17 +158,43 @@ def _about_probe(results: Results) -> list[Finding]:
     return found
 
 
+def _about_origin(origin: Origin | None) -> list[Finding]:
+    if origin is None or origin.doubt is None:
+        return []
+    return [Finding("bad", _sentence(f"Nobody vouches for the model: {origin.doubt}"))]
+
+
+def _about_bias(audit: BiasAudit | None) -> list[Finding]:
+    """Associations that were found, and tests that could not be made: neither is to be overlooked."""
+    if audit is None:
+        return []
+    found = []
+    if audit.found:
+        where = "; ".join(f"{one.test} at {one.layer}" for one in audit.found)
+        found.append(
+            Finding(
+                "warn",
+                f"The bias audit found associations that neither chance nor untrained networks explain: {where}.",
+            )
+        )
+    untestable = [one for one in audit.tests if one.verdict == NOT_TESTABLE]
+    if untestable:
+        where = "; ".join(f"{one.test} at {one.layer}" for one in untestable)
+        found.append(Finding("note", f"The bias audit could not test: {where}."))
+    return found
+
+
 def _about_classifier(downstream: Downstream) -> list[Finding]:
     pooled, found = downstream.pooled, []
     assert pooled is not None
     interval = pooled.intervals.get("balanced_accuracy")
-    level = chance(pooled)
-    if interval is not None and interval.low <= level:
+    classes = classes_tested(pooled)
+    if interval is not None and interval.low <= 1 / classes:
         found.append(
             Finding(
                 "warn",
                 f"The classifier is not above chance beyond doubt: balanced accuracy {pooled.balanced_accuracy:.3f},"
-                f" 95 % interval {interval.low:.3f} to {interval.high:.3f}, chance {level:.3f}.",
+                f" 95 % interval {interval.low:.3f} to {interval.high:.3f}, chance 1 in {classes}.",
             )
         )
     if pooled.note:
@@ -183,9 +215,7 @@ def _comparison(what: str, ours: ProbeScore, other: ProbeScore) -> Finding:
     if gain <= 0.0:
         return Finding("warn", f"The backbone does not beat {what}: {figures}.")
     if gain < noise:
-        return Finding(
-            "note", f"The backbone is above {what}, by less than two standard errors ({noise:.3f}): {figures}."
-        )
+        return Finding("note", f"The backbone is above {what}, by less than two standard errors: {figures}.")
     return Finding("good", f"The backbone beats {what}: {figures}.")
 
 

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiseeme_models.atomic_files import replacing
 from aiseeme_models.downstream.intervals import Interval
-from aiseeme_models.downstream.metrics import SPECIFICITY, ProbeScore
+from aiseeme_models.downstream.metrics import SPECIFICITY
 from aiseeme_models.downstream.pooled import Bounded
-from server.report.findings import chance, findings, standard_error, verdict
-from server.report.plots import colours_of, loss_plot
-from server.report.record import RunStory, read_run
-from server.results import Results
+from server.report.drawing import colours_of, drawn, save
+from server.report.findings import classes_tested, findings, verdict
+from server.report.gallery import Gallery, bars, gallery, tested
+from server.report.likeness_plot import letters
+from server.report.record import read_run
+
+if TYPE_CHECKING:
+    from server.report.panels import Panels
+
+FILE = "report.html"
 
 
-def write_report(run_folder: Path) -> Path:
-    """Write ``report.html`` from ``results.json``, ``metrics.jsonl`` and ``config.toml`` of a run.
+def write_report(run_folder: Path, panels: Panels | None = None) -> Path:
+    """Write ``report.html`` from what is in a run's folder.
 
     Every text is escaped (site names and reasons come from other machines) and the page loads nothing.
+
+    Args:
+        run_folder: with ``results.json``, ``metrics.jsonl``, ``config.toml``, the model and the files of its audits.
+        panels: images that may be shown; None: none.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: ``results.json`` is missing or not what a run writes.
+        InputError: ``results.json`` is missing or not what a run writes, or an audit's file is none.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     record = read_run(run_folder)
     results = record.results
-    colours = colours_of([site.name for site in results.sites])
+    plots = gallery(record)
     environment = Environment(
         loader=PackageLoader("server", "report"),
         autoescape=True,
@@ -37,23 +50,44 @@ def write_report(run_folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(figure=figure, duration=duration, interval=interval, middle=middle)
+    environment.filters.update(figure=figure, duration=duration, interval=interval, middle=middle, count=count)
     page = environment.get_template("report.html.j2").render(
         results=results,
         verdict=verdict(results),
         findings=findings(record),
-        plots=_plots(record, colours),
-        colours=colours,
-        speeds=record.images_per_s,
-        bars=_bars(results),
-        chance=chance(results.probe.linear) if results.probe else None,
+        plots={part.name: [drawn(plot) for plot in getattr(plots, part.name)] for part in fields(plots)},
+        colours=colours_of([site.name for site in results.sites]),
+        bars=bars(results),
+        tested=tested(results.downstream) if results.downstream else [],
+        classes=classes_tested(results.probe.linear) if results.probe else None,
         config=record.config,
+        origin=record.origin,
+        audits=record.audits,
+        letters=letters(record.audits.likeness or ()),
+        panels=panels,
         specificity=SPECIFICITY,
     )
-    path = run_folder / "report.html"
+    path = run_folder / FILE
     with replacing(path) as draft:
         draft.write_text(page, encoding="utf-8")
     return path
+
+
+def save_plots(run_folder: Path, folder: Path, format_name: str) -> list[Path]:
+    """Write every plot of a run's report as a file, and give their paths.
+
+    Args:
+        run_folder: as in `write_report`.
+        folder: made where it is not there.
+        format_name: one of `server.report.drawing.FORMATS`.
+
+    Raises:
+        InputError: as in `write_report`.
+        OSError: a file cannot be written.
+    """
+    plots: Gallery = gallery(read_run(run_folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    return [save(plot, folder, format_name) for plot in plots.all]
 
 
 def middle(value: Bounded | None) -> str:
@@ -68,7 +102,12 @@ def interval(value: Interval | Bounded | None) -> str:
 
 def figure(value: float | None) -> str:
     """Three decimals, or a dash where there is no figure."""
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def count(value: int | None) -> str:
+    """``1204`` -> ``1,204``, or a dash where nobody knows."""
+    return "–" if value is None else f"{value:,}"
 
 
 def duration(seconds: float) -> str:
@@ -78,25 +117,3 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     hours, minutes = whole // 3600, whole % 3600 // 60
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
-
-
-def _plots(record: RunStory, colours: dict[str, str]) -> list[tuple[str, str]]:
-    """Title and SVG of each stage that was started."""
-    return [
-        (f"{number} · {stage.task}", loss_plot(curves, stage.chance_loss, colours, name=f"stage{number}"))
-        for number, (stage, curves) in enumerate(zip(record.results.stages, record.curves, strict=False), start=1)
-    ]
-
-
-def _bars(results: Results) -> list[tuple[str, str, ProbeScore, float]]:
-    """Rows of the probe's table: backbone, probe, score, standard error."""
-    rows: list[tuple[str, str, ProbeScore]] = []
-    if results.probe is not None:
-        rows += [("this run", "linear", results.probe.linear), ("this run", "k-NN", results.probe.knn)]
-    if results.baselines is not None:
-        rows += [
-            ("random backbone", "linear", results.baselines.random.linear),
-            ("random backbone", "k-NN", results.baselines.random.knn),
-            ("thumbnail floor", "linear", results.baselines.floor),
-        ]
-    return [(who, kind, score, standard_error(score)) for who, kind, score in rows]

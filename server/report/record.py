@@ -1,4 +1,4 @@
-"""A run as its folder tells it: results.json, metrics.jsonl and config.toml, read and checked once."""
+"""A run as its folder tells it: results, curves, configuration and audits, read and checked once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aiseeme_models.errors import InputError
 from server.metrics_log import FILE, read_lines
+from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, ModelManifest, read_model_manifest
+from server.report.audits import Audits, read_audits
 from server.results import Results, printable
+from server.run_folder import CONFIG
+from server.signed_files import MODEL, read_signature
 
 
 @dataclass
@@ -21,39 +26,60 @@ class StageCurves:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where the final model comes from.
+
+    Attributes:
+        manifest: what it says of itself.
+        key: the public key that signed it; None: nobody did.
+        doubt: what is wrong with the signature; None: nothing is, or there is none.
+    """
+
+    manifest: ModelManifest
+    key: str | None
+    doubt: str | None
+
+
+@dataclass(frozen=True)
 class RunStory:
     """Everything that a report is made of.
 
     Attributes:
         results: the final figures.
         curves: one per stage that was started, in order.
-        images_per_s: training speed by site, over all rounds.
+        counted: the rounds in which each site counted.
         config: text of config.toml, empty where there is none.
         unread_lines: lines of metrics.jsonl that are no JSON object (a run that was cut off leaves one).
+        origin: of the model, where there is one.
+        audits: of the model.
     """
 
     results: Results
     curves: list[StageCurves]
-    images_per_s: dict[str, float]
+    counted: dict[str, set[int]]
     config: str
     unread_lines: int
+    origin: Origin | None
+    audits: Audits
 
 
 def read_run(folder: Path) -> RunStory:
     """Read a run's folder.
 
     Raises:
-        InputError: results.json is missing or not what a run writes.
+        InputError: results.json is missing or not what a run writes, or an audit's file is none.
     """
     results = Results.load(folder)
     lines, unread = read_lines(folder / FILE)
-    config = folder / "config.toml"
+    config = folder / CONFIG
     return RunStory(
         results=results,
         curves=_curves(lines),
-        images_per_s=_speeds(lines),
+        counted=_counted(lines),
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         unread_lines=unread,
+        origin=_origin(folder / MODEL_FOLDER),
+        audits=read_audits(folder),
     )
 
 
@@ -77,17 +103,27 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> list[StageCurves]:
     return list(by_stage.values())
 
 
-def _speeds(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Images per second of each site: the mean of what its rounds reached, weighted by their seconds."""
-    images: dict[str, float] = {}
-    seconds: dict[str, float] = {}
+def _counted(lines: Sequence[Mapping[str, Any]]) -> dict[str, set[int]]:
+    found: dict[str, set[int]] = {}
     for line in lines:
-        speed, spent = _number(line.get("images_per_s")), _number(line.get("seconds"))
-        if "site" in line and speed is not None and spent is not None and spent > 0:
-            name = printable(str(line["site"]))
-            images[name] = images.get(name, 0.0) + speed * spent
-            seconds[name] = seconds.get(name, 0.0) + spent
-    return {name: images[name] / seconds[name] for name in images}
+        number = line.get("round")
+        if "site" in line and "missed" not in line and isinstance(number, int):
+            found.setdefault(printable(str(line["site"])), set()).add(number)
+    return found
+
+
+def _origin(folder: Path) -> Origin | None:
+    if not (folder / MANIFEST_FILE).is_file():
+        return None
+    manifest, raw = read_model_manifest(folder)
+    try:
+        signature = read_signature(folder / MANIFEST_FILE)
+    except InputError as error:
+        return Origin(manifest, None, str(error))
+    if signature is None:
+        return Origin(manifest, None, None)
+    doubt = None if signature.vouches(raw, MODEL) else "the signature is not of this model's manifest"
+    return Origin(manifest, signature.key, doubt)
 
 
 def _number(value: object) -> float | None:

@@ -69,6 +69,21 @@ def test_models_are_compared_in_a_table_in_json_and_in_a_picture(
     assert "small does not count: the site has fewer than 64 held-out images" in words
 
 
+def test_what_is_kept_stands_in_the_first_runs_report(
+    home: Path, hospitals: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*site_options(hospitals), "--runs", home, "--images", 64]
+    code, words = called(monkeypatch, capsys, "compare", ONE, TWO, *options, "--save")
+    kept = home / ONE / "compare.json"
+    assert code == 0 and f"figures: {kept}" in words
+    (pair,) = json.loads(kept.read_text())
+    code, words = called(monkeypatch, capsys, "report", ONE, "--runs", home)
+    assert code == 0
+    page = (home / ONE / "report.html").read_text()
+    assert f"{pair['blocks'][-1]['cka']:.3f}" in page and f"<dd>{TWO}</dd>" in page
+    assert not (home / TWO / "compare.json").exists()
+
+
 def test_exit_codes_tell_a_mistake_from_a_failure(
     home: Path, hospitals: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

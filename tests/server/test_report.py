@@ -181,7 +181,32 @@ def test_every_figure_of_the_probe_is_in_the_page_with_its_cases(write) -> None:
         assert {"0.850", "0.750", "0.550", "0.500"} <= set(re.findall(r"\d\.\d{3}", text))
         assert "k = 20" in text and "200" in text and "600" in text
     assert "1 h 2 min: 59.5 s training, 1 min 1 s overhead" in page
-    assert "Chance is 0.500" in card
+    assert "Chance is 1 in 2" in page and "Chance is 1 in 2" in card
+
+
+CARD = (
+    "Model details",
+    "Intended use",
+    "Factors",
+    "Metrics",
+    "Evaluation data",
+    "Training data",
+    "Quantitative analyses",
+    "Ethical considerations",
+    "Caveats and recommendations",
+)
+"""The sections of Mitchell et al. 2019, figure 1."""
+
+
+@pytest.mark.parametrize("changes", [{}, {"probe": None, "baselines": None}, {"status": "failed", "probe": None}])
+def test_the_card_has_the_sections_of_mitchell_et_al_in_their_order(write, changes) -> None:  # type: ignore[no-untyped-def]
+    assert tuple(re.findall(r"^## (.+)$", write(**changes)[1], re.MULTILINE)) == CARD
+
+
+def test_what_training_cost_is_told(write) -> None:  # type: ignore[no-untyped-def]
+    page, _ = write(weights_bytes=22_345_678, sites=[site("alpha", images_per_s=251.4), site("beta")])
+    assert "22.3 MB" in page and '<td class="n">251</td>' in page
+    assert " MB" not in write()[0]
 
 
 def test_phantoms_are_called_phantoms(write) -> None:  # type: ignore[no-untyped-def]
@@ -196,6 +221,7 @@ def test_no_text_from_a_site_becomes_markup_and_nothing_is_loaded(write) -> None
     evil = site(EVIL, rejected={EVIL: 2}, classes={EVIL: 5}, missed=missed, rounds_answered=3)
     page, card = write(sites=[evil, site("beta")], name=EVIL, run=EVIL, reason=EVIL, probe_note=EVIL, version=EVIL)
     for text in (clean, page):
+        assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:\"" in text
         elements = Elements(text)
         assert not {"script", "link", "img", "iframe", "a", "base", "object"} & {tag for tag, _ in elements.tags}
         for tag, attributes in elements.tags:
@@ -214,7 +240,7 @@ def test_every_id_in_the_page_is_unique(write) -> None:  # type: ignore[no-untyp
     assert len(ids) == len(set(ids)) > 2
     targets = {(attributes.get("href") or "")[1:] for _, attributes in elements.tags if "href" in attributes}
     assert targets <= set(ids)
-    assert sum(tag == "svg" for tag, _ in elements.tags) == 2
+    assert sum(tag == "svg" for tag, _ in elements.tags) == 5  # two scores, two stages, the sites
 
 
 def test_the_same_run_gives_the_same_bytes(write) -> None:  # type: ignore[no-untyped-def]
@@ -229,12 +255,12 @@ def test_lines_that_a_crash_cut_are_counted_and_a_repeated_round_counts_once(tmp
     assert "metrics.jsonl: 1 line not readable" in page
     assert page.count("<svg") == before.count("<svg")
     (tmp_path / "metrics.jsonl").unlink()
-    assert "<svg" not in write_report(tmp_path).read_text()
+    assert before.count("<svg") - write_report(tmp_path).read_text().count("<svg") == 3  # the curves and the sites
 
 
 def test_many_sites_and_a_single_round_are_drawn(write) -> None:  # type: ignore[no-untyped-def]
     page, _ = write(sites=[site(f"hospital-{number}") for number in range(40)])
-    assert page.count("hospital-39") == 1 and page.count("<svg") == 2
+    assert page.count("hospital-39") == 2 and page.count("<svg") == 5
 
 
 def test_results_that_are_missing_or_broken_are_named(tmp_path: Path) -> None:
