@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from aiseeme_models.analysis.image_sets import Columns, columns_of, draw_sets
 from client.comparing import built
 from client.policy import check_comparison
 from client.protection import Protection
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aiseeme_models.analysis.bias import ImageSets, Measured
-    from aiseeme_models.analysis.image_sets import Columns
     from aiseeme_models.backbones import Backbone
 
 
@@ -57,7 +57,6 @@ def audit(site: Site, request: AuditRequest, weights: NDArray[np.float32]) -> Au
     patients is not made.
     """
     from aiseeme_models.analysis.bias import measure
-    from aiseeme_models.analysis.image_sets import draw_sets
     from aiseeme_models.analysis.layer_features import layer_features
     from aiseeme_models.downstream.features import recalibrate_batch_norm
     from aiseeme_models.images.augmentation import BatchAugmentation
@@ -96,10 +95,12 @@ def audit(site: Site, request: AuditRequest, weights: NDArray[np.float32]) -> Au
 
 def _patients(site: Site, request: AuditRequest) -> tuple[list[int], Sequence[Columns]]:
     """The places of the images that are looked at, and what is known of each: those of no set of any test are not."""
-    config = request.config
+    config, columns = request.config, columns_of(request.tests)
     rows = site.rows_of_images(config.images, "test", config.holdout)
     first = {row.group: place for place, row in reversed(list(enumerate(rows)))}
-    known: dict[int, Columns] = {place: {**rows[place].columns, "label": rows[place].label} for place in first.values()}
+    known: dict[int, Columns] = {
+        place: {column: rows[place].told(column) for column in columns} for place in first.values()
+    }
     conditions = [condition for test in request.tests for condition in test.conditions]
     wanted = [place for place in sorted(known) if any(condition.holds(known[place]) for condition in conditions)]
     return wanted[: request.images], [known[place] for place in wanted[: request.images]]

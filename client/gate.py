@@ -17,6 +17,7 @@ from client.policy import (
     check_stamp,
     check_validation,
     columns_used,
+    comparisons_in,
     decide,
     passes,
 )
@@ -188,9 +189,11 @@ class Visit:
         if isinstance(request, AnalyseRequest):
             check_comparison(fields["images"])
             fields["images"] = whole_batches(fields["images"], request.images)
+        if comparisons := comparisons_in(request):
+            fields["comparisons"] = comparisons
         with self._gate.ledger.locked():
             # Again, as others may have begun meanwhile.
-            if "epochs" in fields or isinstance(request, AnalyseRequest | AssessRequest | AuditRequest):
+            if "epochs" in fields or "comparisons" in fields:
                 self._gate.decide(request, self._gate.clock(), training)
             self._enter("started", **fields)
         self._begun = True

@@ -61,7 +61,7 @@ class Ledger:
         self._chain = Chain()
         self._nonces: set[str] = set()
         self._trainings: list[tuple[datetime, float]] = []
-        self._comparisons: list[datetime] = []
+        self._comparisons: list[tuple[datetime, int]] = []
         self._charges: list[Charge] = []
 
     @classmethod
@@ -170,9 +170,9 @@ class Ledger:
             return sum(epochs for begun, epochs in self._trainings if begun >= when)
 
     def comparisons_since(self, when: datetime) -> int:
-        """Comparisons, tests and audits of models that began since ``when`` (an aware time)."""
+        """As how many comparisons of models count those that began since ``when`` (an aware time)."""
         with self.locked():
-            return sum(begun >= when for begun in self._comparisons)
+            return sum(count for begun, count in self._comparisons if begun >= when)
 
     def knows(self, nonce: str) -> bool:
         """Whether a coordinator's request with this nonce is entered, by any process and at any time."""
@@ -217,7 +217,8 @@ class Ledger:
         if entry.kind == "started" and isinstance(fields.get("epochs"), (int, float)):
             self._trainings.append((entry.time, float(fields["epochs"])))
         if entry.kind == "started" and fields.get("what") in ("analyse", "assess", "audit"):
-            self._comparisons.append(entry.time)
+            count = fields.get("comparisons")  # entries of older versions have none
+            self._comparisons.append((entry.time, max(1, count) if isinstance(count, int) else 1))
         if entry.kind == SPENT:
             charge = Charge.read(entry.seq, entry.sha256, fields)
             if charge is None:

@@ -35,7 +35,7 @@ def find_rate(site: Site, request: RangeRequest, weights: NDArray[np.float32]) -
     started = time.perf_counter()
     data = _training_images(site, request)
     images = data.images
-    if data.targets is None and len(images) < request.config.curriculum.stage[request.stage].batch_size:
+    if len(images) < request.config.curriculum.stage[request.stage].batch_size:
         raise Refusal(SiteError.BATCH_EXCEEDS_IMAGES)
     training = _training(site, request, weights, "range", data)
     rate = range_test(rates=request.rates, steps=request.steps, **training)

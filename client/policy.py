@@ -84,7 +84,7 @@ def decide(
         policy: the ``[policy]`` table.
         request: any request.
         epochs_today: passes over the site's images in the 24 hours before, in all runs.
-        comparisons_today: comparisons, tests and audits of models in the 24 hours before.
+        comparisons_today: what the requests of the 24 hours before count as, see `comparisons_in`.
         needs_privacy: whether only what is trained with differential privacy is let in; default: as the policy says.
         images: the site's training images, where they are counted already.
 
@@ -119,8 +119,8 @@ def decide(
     epochs = passes(request, images) if isinstance(request, TrainRequest | RangeRequest | FitRequest) else 0
     if epochs and _exceeds(epochs_today + epochs, policy.max_epochs_per_day):
         raise Refusal(SiteError.TOO_MANY_EPOCHS)
-    compares = isinstance(request, AnalyseRequest | AssessRequest | AuditRequest)
-    if compares and _exceeds(comparisons_today + 1, policy.max_comparisons_per_day):
+    comparisons = comparisons_in(request)
+    if comparisons and _exceeds(comparisons_today + comparisons, policy.max_comparisons_per_day):
         raise Refusal(SiteError.TOO_MANY_COMPARISONS)
 
 
@@ -128,6 +128,16 @@ def columns_used(request: Request) -> list[str]:
     """The columns of labels.csv that a request would have looked at: learnt from, or compared by."""
     compared = columns_of(request.tests) if isinstance(request, AuditRequest) else []
     return sorted({*label_columns(request.config), *compared})
+
+
+def comparisons_in(request: Request) -> int:
+    """As how many comparisons of a day a request counts; 0: it is none.
+
+    Each test of an audit is one: many tests with thresholds side by side tell a column's histogram.
+    """
+    if isinstance(request, AuditRequest):
+        return len(request.tests)
+    return int(isinstance(request, AnalyseRequest | AssessRequest))
 
 
 def passes(request: TrainRequest | RangeRequest | FitRequest, images: int | None) -> int:

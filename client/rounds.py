@@ -207,6 +207,7 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
             raise Refusal(SiteError.NON_FINITE_LOSS) from None
         # One patient may have been enough for it, and an error has no noise: an update of nothing leaves.
         outcome, own = RoundOutcome(len(images), stage.steps(len(images)), 0.0, {}), weights
+        own = with_own_head(own, bench.layout, kept)
         start()
     keep = {_LOCAL + name: tensor for name, tensor in local_tensors(bench.task, bench.layout).items()}
     if has_own_head(bench.task):

@@ -32,6 +32,10 @@ class CatalogueRow:
     label: str | None
     columns: Mapping[str, str]
 
+    def told(self, column: str) -> str | None:
+        """What a column of labels.csv says of it, ``label`` too; None: nothing."""
+        return self.label if column == "label" else self.columns.get(column)
+
 
 @dataclass(frozen=True)
 class LeftOut:

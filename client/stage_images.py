@@ -59,7 +59,7 @@ def labelled_rows(rows: Sequence[CatalogueRow], options: ClassificationOptions) 
     """The positions of the rows whose label means a class, and the class's place."""
     class_of, places, targets = options.class_of, [], []
     for place, row in enumerate(rows):
-        label = row.label if options.column == "label" else row.columns.get(options.column)
+        label = row.told(options.column)
         if label is not None and label in class_of:
             places.append(place)
             targets.append(class_of[label])

@@ -1,7 +1,7 @@
 """The question what a backbone ties together in a site's images, and its answer: a part of `federation_configs.wire`.
 
 Which images are compared is said by columns of the site's labels. What comes back are figures of sets of at least five
-patients each; no feature, no label and no exact small count is among them.
+patients each; no feature and no label is among them, and sizes are rounded.
 """
 
 from __future__ import annotations
@@ -127,6 +127,8 @@ def told_p(p_value: float) -> float:
 def told_size(count: int) -> int:
     """A number of patients, at least 5, as it may leave a site: rounded down to fives.
 
-    Sets are the asker's to choose, and two that differ by a patient must not tell so by their counts.
+    That hides the exact size in one test, and not from a scan of thresholds: where the rounded size steps, the asker
+    learns nearly the histogram of the column. What bounds a scan is how many tests the site's policy lets in a day
+    (``max_comparisons_per_day``), and what shows it is the site's ledger.
     """
     return count - count % SMALLEST_COUNT

@@ -70,12 +70,14 @@ def assess(
     enough = len(validated.truth) >= _FEWEST_FOR_TEMPERATURE
     temperature = fit_temperature(validated.probabilities, validated.truth) if enough else None
     pooled = _together(list(tested.values()))
+    headless = [site.name for site in sites if site.name not in classifiers]
+    notes = [f"{', '.join(headless)}: no head of its own, so nothing was tested there."] if headless else []
     return Downstream(
         mode=options.mode,
         head=options.head,
         classes=names,
         labels=options.labels,
-        pooled=_score(pooled, names, labels, temperature),
+        pooled=_score(pooled, names, labels, temperature, notes),
         sites={name: _score(one, names, labels, temperature) for name, one in tested.items() if len(one.truth)},
         n_validation=len(validated.truth) if enough else 0,
         floor=_floor(trained, list(tests.values()), names),
@@ -127,12 +129,23 @@ def assess_elsewhere(
 
 
 def _score(
-    one: _Predicted, names: Sequence[str], trained: Sequence[str] | None, temperature: float | None
+    one: _Predicted,
+    names: Sequence[str],
+    trained: Sequence[str] | None,
+    temperature: float | None,
+    notes: Sequence[str] = (),
 ) -> ProbeScore:
     truth = [names[place] for place in one.truth]
     guess = [names[place] for place in one.probabilities.argmax(axis=1)]
     return score_predictions(
-        trained, truth, guess, one.probabilities, names, patients=one.patients, temperature=temperature
+        trained,
+        truth,
+        guess,
+        one.probabilities,
+        names,
+        notes=notes,
+        patients=one.patients,
+        temperature=temperature,
     )
 
 

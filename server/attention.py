@@ -231,9 +231,9 @@ def audit_attention(
 def _pipeline_of(models: Sequence[FoundModel]) -> Pipeline:
     """What images become, for all models alike."""
     first = models[0]
-    for model in models[1:]:
-        if model.run == first.run:
-            raise InputError(f"{first.run} is named twice")
+    for place, model in enumerate(models[1:], start=1):
+        if model.run in {earlier.run for earlier in models[:place]}:
+            raise InputError(f"{model.run} is named twice")
         if model.config.images.pipeline != first.config.images.pipeline:
             raise InputError(
                 f"{first.run} and {model.run} were trained on images prepared in different ways, so they do not see the"

@@ -95,7 +95,7 @@ def networks_of(
     """
     found = []
     for model in models:
-        if learns_labels(model.config):
+        if model.manifest.head_sha256 is not None:
             network = load_classifier(model.folder, model.backbone)
             classes = _options(model.config).names
             found.append(

@@ -124,6 +124,8 @@ class BiasReport(_Part):
             told.append("test patients: " + ", ".join(f"{site} {count}" for site, count in self.images.items()))
         for test, sites in self.omitted.items():
             told.append(f"{test}: not made at {', '.join(sites)}: {next(iter(sites.values()))}")
+        for site, why in self.refused.items():
+            told.append(f"without {site}: {why}")
         for gap in self.gaps:
             classes = next(one.classes for one in self.subgroups if one.column == gap.column and one.classes)
             told.append(

@@ -11,6 +11,7 @@ from federation_configs.command_line import shown
 if TYPE_CHECKING:
     from server.bias_report import BiasReport
 
+_EMPTY = "empty layer"
 _SHORT = {"found": "found", "not found": "-", "not testable": "not testable"}
 
 
@@ -28,7 +29,7 @@ def tests_table(report: BiasReport) -> Table:
             shown(one.layer),
             f"{one.effect:+.2f}",
             f"{mean:+.2f}",
-            *(_p_value(value) for value in (one.p_value, one.beyond, one.corrected, one.control)),
+            *(p_value(value) for value in (one.p_value, one.beyond, one.corrected, one.control)),
             one.verdict,
         )
         before = one.test
@@ -47,7 +48,13 @@ def sites_table(report: BiasReport) -> Table:
         cells = []
         for site in report.images:
             told = one.sites.get(site)
-            cells.append("too few" if told is None else f"{told.effect:+.2f} ({told.sizes.x}) {_SHORT[told.verdict]}")
+            if told is not None:
+                cells.append(f"{told.effect:+.2f} ({told.sizes.x}) {_SHORT[told.verdict]}")
+            elif site in report.omitted.get(one.test, {}):
+                cells.append("too few")
+            else:
+                cells.append(_EMPTY)
+                table.caption = f"{_EMPTY}: a network gives some image nothing, or no number, there"
         table.add_row("" if one.test == before else shown(one.test), shown(one.layer), *cells)
         before = one.test
     return table
@@ -84,7 +91,8 @@ def gaps_table(report: BiasReport) -> Table:
     return table
 
 
-def _p_value(value: float) -> str:
+def p_value(value: float) -> str:
+    """Four decimals, which is as well as shuffles know it."""
     return f"{value:.4f}" if value >= 0.0001 else "<0.0001"
 
 

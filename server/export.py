@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from aiseeme_models import __version__
 from aiseeme_models.atomic_files import flush_folder, write_atomically
 from aiseeme_models.errors import InputError
+from federation_configs.downstream import learns_labels
 from federation_configs.loading import load_config
 from server.exporting import Exportable, export_formats
 from server.exporting.facts import ExportFacts, Preprocessing
@@ -92,6 +93,7 @@ def export_run(
         norm=config.model.norm,
         feature_dim=backbone.feature_dim,
         classes=model.classes,
+        learns_labels=learns_labels(config),
         temperature=model.temperature,
         **({"output": "probabilities: (B, classes) float32"} if model.classes else {}),
         model_sha256=model.sha256,

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from aiseeme_models.downstream.classification import Classification, ClassificationOptions
@@ -17,11 +18,12 @@ from aiseeme_models.images.splits import split_at
 from client.scanning import Scan, scan
 from client.site_home import SiteHome
 from client.stage_images import StageImages, labelled_rows
+from federation_configs.loading import load_config
 from server.assessment import assess_elsewhere
 from server.global_model import load_backbone, load_classifier
 from server.model_manifest import MODEL_FOLDER, read_model_manifest
 from server.results import FILE, Results, Text
-from server.run_folder import PLAN, SimulationPlan
+from server.run_folder import CONFIG, PLAN, SimulationPlan
 
 if TYPE_CHECKING:
     from federation_configs.schema import FederationConfig
@@ -40,7 +42,9 @@ class ExternalTest(BaseModel):
         score: its figures, at the temperature that its own federation's validation images told.
         unknown: images whose label is none of its classes, by label; they test nothing.
         unlabelled: images without a label.
-        trained: images left out because the classifier's run trained or chose its round with them.
+        trained: images left out because the classifier's run, or the one that pretrained its backbone, had them.
+        unchecked: whether images of theirs may be among those that were tested: what they had is not here any more, or
+            lies at real hospitals.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +55,7 @@ class ExternalTest(BaseModel):
     unknown: dict[Text, int]
     unlabelled: int
     trained: int
+    unchecked: bool
 
     @property
     def sentences(self) -> list[str]:
@@ -62,7 +67,12 @@ class ExternalTest(BaseModel):
             (self.unlabelled, "have no label"),
             (self.trained, "were left out, as the classifier was trained or chosen with them"),
         ]
-        return [f"{count:,} images {what}" for count, what in found if count]
+        told = [f"{count:,} images {what}" for count, what in found if count]
+        if self.unchecked:
+            told.append(
+                "what the classifier was trained with is not here, so nobody can say whether it is among these images"
+            )
+        return told
 
 
 def evaluate_classifier(
@@ -82,9 +92,6 @@ def evaluate_classifier(
     Raises:
         InputError: a run without a classifier, a folder without images of its classes, a task of other classes.
     """
-    from federation_configs.loading import load_config
-    from server.run_folder import CONFIG
-
     folder = home / run
     config = load_config(folder / CONFIG)
     options = config.curriculum.stage[-1].options
@@ -93,13 +100,11 @@ def evaluate_classifier(
     site = SiteHome(home)
     with progress.reading(data) as on_file:
         scanned = scan(data, site, config.images.pipeline, on_file=on_file)
-    seen = _trained_on(folder, config, site, progress)
+    seen, unchecked = _trained_on(folder, config, site, progress)
     rows = sorted((row for row in scanned.rows if row.content not in seen), key=lambda row: row.content)
     places, targets = labelled_rows(rows, told)
     if not places:
         raise InputError(_nothing_known(data, scanned, told, trained=len(scanned.rows) - len(rows)))
-    import torch
-
     known = [rows[place] for place in places]
     cache = ImageCache(site.store, config.images.pipeline)
     images = StageImages(cache.open([row.content for row in known]), known, torch.tensor(targets, dtype=torch.long))
@@ -108,7 +113,7 @@ def evaluate_classifier(
     classifier.head.load_state_dict(network.fc.state_dict())
     manifest, _ = read_model_manifest(folder / MODEL_FOLDER)
     score = assess_elsewhere(config, classifier, images, temperature=manifest.temperature, device=device)
-    labels = [row.label if told.column == "label" else row.columns.get(told.column) for row in rows]
+    labels = [row.told(told.column) for row in rows]
     return ExternalTest(
         run=run,
         images=len(known),
@@ -116,6 +121,7 @@ def evaluate_classifier(
         unknown=dict(Counter(label for label in labels if label and label not in told.class_of).most_common()),
         unlabelled=sum(not label for label in labels),
         trained=len(scanned.rows) - len(rows),
+        unchecked=unchecked,
     )
 
 
@@ -130,22 +136,29 @@ def _told_by(task: str, options: ClassificationOptions) -> ClassificationOptions
     return ClassificationOptions.model_validate({**options.model_dump(exclude_none=True), "classes": dict(classes)})
 
 
-def _trained_on(folder: Path, config: FederationConfig, site: SiteHome, progress: Progress) -> set[str]:
-    """The content of the images that trained the run or chose its round, as far as they are still there."""
+def _trained_on(folder: Path, config: FederationConfig, site: SiteHome, progress: Progress) -> tuple[set[str], bool]:
+    """The content of the images that pretrained, trained or chose a run's classifier; whether some are not here."""
+    folders, complete = _data_of(folder)
+    there = [path for path in folders if path.is_dir()]
+    holdout, found = config.holdout, set[str]()
+    for path in there:
+        with progress.reading(path) as on_file:
+            rows = scan(path, site, config.images.pipeline, on_file=on_file).rows
+        splits = (split_at(row.point, test=holdout.test, validation=holdout.validation) for row in rows)
+        found |= {row.content for row, split in zip(rows, splits, strict=True) if split != "test"}
+    return found, not complete or len(there) < len(folders)
+
+
+def _data_of(folder: Path) -> tuple[list[Path], bool]:
+    """The image folders of a simulated run and of the run that it began with; whether these are all."""
     if not (folder / PLAN).is_file():
-        return set()  # real hospitals: their images are nowhere here
-    found: set[str] = set()
-    for path in map(Path, SimulationPlan.load(folder).data):
-        if path.is_dir():
-            with progress.reading(path) as on_file:
-                rows = scan(path, site, config.images.pipeline, on_file=on_file).rows
-            holdout = config.holdout
-            found |= {
-                row.content
-                for row in rows
-                if split_at(row.point, test=holdout.test, validation=holdout.validation) != "test"
-            }
-    return found
+        return [], False  # real hospitals: their images are nowhere here
+    plan = SimulationPlan.load(folder)
+    own = [Path(path) for path in plan.data]
+    if plan.initial is None:
+        return own, True
+    earlier, complete = _data_of(Path(plan.initial.path))
+    return list(dict.fromkeys([*own, *earlier])), complete
 
 
 def _with_training_counts(score: ProbeScore, folder: Path) -> ProbeScore:
@@ -163,7 +176,7 @@ def _with_training_counts(score: ProbeScore, folder: Path) -> ProbeScore:
 
 def _nothing_known(data: Path, scanned: Scan, options: ClassificationOptions, *, trained: int) -> str:
     column = options.column
-    there = Counter(row.label if column == "label" else row.columns.get(column) for row in scanned.rows)
+    there = Counter(row.told(column) for row in scanned.rows)
     labels = [str(label) for label, _ in there.most_common(_NAMED) if label]
     found = f"its column {column!r} has {', '.join(labels)}" if labels else f"its images have no column {column!r}"
     known = ", ".join(sorted(options.class_of))

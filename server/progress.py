@@ -19,6 +19,7 @@ from federation_configs.command_line import shown
 from server.observer import Silent
 
 if TYPE_CHECKING:
+    from aiseeme_models.curriculum.stages import Stage
     from federation_configs.schema import FederationConfig
     from server.partitions import PartitionRow
     from server.replies import Refused
@@ -37,7 +38,7 @@ class Progress(Silent):
         self._bars: Bars | None = None
         self._config: FederationConfig | None = None
         self._stage: int | None = None
-        self._local_epochs = 1
+        self._options: Stage | None = None
         self._round_speed: list[float] = []
         self._rounds_s_before = 0.0
         self._recent_s: deque[float] = deque(maxlen=_RECENT_ROUNDS)
@@ -127,7 +128,7 @@ class Progress(Silent):
             self._rounds_s_before = state.rounds_s
         if state.stage != self._stage:
             self._recent_s.clear()
-        self._stage, self._local_epochs = state.stage, options.local_epochs
+        self._stage, self._options = state.stage, options
         if attempt:
             self.say(
                 f"round {round_number}: asking the missing sites again ({attempt} of {config.federation.round_retries})"
@@ -146,7 +147,8 @@ class Progress(Silent):
 
     def site_answered(self, site: str, images: int, seconds: float, loss: float | None) -> None:
         """See `Observer`."""
-        self._round_speed.append(images * self._local_epochs / max(seconds, 1e-9))
+        seen = images if self._options is None else self._options.images_seen(images)
+        self._round_speed.append(seen / max(seconds, 1e-9))
 
     def site_missed(self, site: str, why: Refused) -> None:
         """See `Observer`."""

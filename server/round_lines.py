@@ -36,7 +36,7 @@ def round_lines(
             "seconds": reply.seconds,
             **({} if reply.epsilon is None else {"epsilon": reply.epsilon}),
             **({} if reply.collapsed is None else {"collapsed": reply.collapsed}),
-            "images_per_s": reply.images * options.local_epochs / max(reply.seconds, 1e-9),
+            "images_per_s": options.images_seen(reply.images) / max(reply.seconds, 1e-9),
         }
         for name, reply in sorted(counted.items())
     ]

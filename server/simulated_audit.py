@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aiseeme_models.analysis.image_sets import AssociationTest, Condition, as_number
+from aiseeme_models.analysis.image_sets import AssociationTest, Condition, as_number, number_text
 from aiseeme_models.analysis.layer_features import layer_names
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.labels import OF_NO_CLASS
@@ -184,11 +184,7 @@ def _check_column(option: str, column: str, hospitals: Hospitals) -> list[str]:
     Raises:
         InputError: no image has it; with the columns that there are.
     """
-    if column == "label":
-        values = {row.label for row in hospitals.rows}
-    else:
-        values = {row.columns.get(column) for row in hospitals.rows}
-    there = sorted(value for value in values if value)
+    there = sorted({value for row in hospitals.rows if (value := row.told(column))})
     if not there:
         columns = {name for row in hospitals.rows for name in row.columns} - OF_NO_CLASS
         columns |= {"label"} if any(row.label for row in hospitals.rows) else set()
@@ -204,7 +200,7 @@ def _check_set(option: str, condition: Condition, hospitals: Hospitals) -> None:
             raise InputError(f"{option}: no image has {value!r}; there are {_some(there)}")
     if not any(condition.holds({condition.column: value}) for value in there):
         numbers = [number for value in there if (number := as_number(value)) is not None]
-        known = f"{min(numbers):g} to {max(numbers):g}" if numbers else _some(there)
+        known = f"{number_text(min(numbers))} to {number_text(max(numbers))}" if numbers else _some(there)
         raise InputError(f"{option}: no image has a number within; there are {known}")
 
 

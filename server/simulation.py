@@ -332,9 +332,9 @@ def _play(
         raise RunFailed(reason) from failure
     finally:
         progress.stop()
+    registry.finish(results)  # first: a run that is killed before it is resumed, and needs what its sites have kept
     for site in hospitals.sites:  # what the sites kept between rounds has served its purpose
         shutil.rmtree(site.state_folder / "runs" / folder.name, ignore_errors=True)
-    registry.finish(results)
     return results
 
 

@@ -19,7 +19,6 @@ from aiseeme_models.downstream.floor import thumbnail_features
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.images.cache import ImageCache
-from federation_configs.downstream import learns_labels
 from server.audited_hospitals import audited_hospitals
 from server.global_model import load_classifier, new_backbone
 from server.model_reference import find_model
@@ -254,7 +253,7 @@ def _seen(found: FoundModel, test: _TestImages, device: str) -> Mapping[str, NDA
         )
         for name, one in backbones.items()
     }
-    if learns_labels(config):
+    if found.manifest.head_sha256 is not None:
         seen["class probabilities"] = _log_probabilities(found, seen["features"])
     seen["thumbnail and colours"] = thumbnail_features(test.images)
     classes = sorted({label for label in test.labels if label is not None})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from aiseeme_models.analysis.image_sets import Columns, Condition, as_number
+from aiseeme_models.analysis.image_sets import Columns, Condition, as_number, number_text
 from aiseeme_models.downstream.classification import Classification, ClassificationOptions, predicted
 from aiseeme_models.downstream.subgroups import Answers, Gap, Subgroup, subgroup_figures
 from aiseeme_models.errors import InputError
@@ -100,7 +100,7 @@ def audit_subgroups(
     if not tests:
         raise InputError(f"--subgroups: no test patient has a label of {found.run}'s classes")
     rows = [row for one in tests for row in one.rows]
-    known: list[Columns] = [{**row.columns, "label": row.label} for row in rows]
+    known: list[Columns] = [{one.column: row.told(one.column) for one in asked} for row in rows]
     answers = Answers(
         probabilities=np.concatenate([predicted(classifier, one.images, plain, device=device) for one in tests]),
         truth=np.concatenate([one.targets.numpy() for one in tests if one.targets is not None]),
@@ -147,8 +147,8 @@ def _bands(numbers: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
     edges = [-np.inf, *cuts, np.inf]
     found = {}
     for low, high in itertools.pairwise(edges):
-        parts = [f"over {low:g}"] if np.isfinite(low) else []
-        parts += [f"up to {high:g}"] if np.isfinite(high) else []
+        parts = [f"over {number_text(low)}"] if np.isfinite(low) else []
+        parts += [f"up to {number_text(high)}"] if np.isfinite(high) else []
         inside = (numbers > low) & (numbers <= high)
         if inside.any():
             found[", ".join(parts)] = inside

@@ -80,7 +80,7 @@ class Condition(Options):
         """As `parse` reads it."""
         if self.values:
             return f"{self.column}={','.join(self.values)}"
-        low, high = ("" if bound is None else f"{bound:g}" for bound in (self.low, self.high))
+        low, high = ("" if bound is None else number_text(bound) for bound in (self.low, self.high))
         return f"{self.column}={low}..{high}"
 
     def holds(self, image: Columns) -> bool:
@@ -150,6 +150,11 @@ def as_number(text: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+def number_text(number: float) -> str:
+    """A finite number with as many digits as tell it from all others, and without an exponent: 20190101, 0.5."""
+    return str(int(number)) if number.is_integer() else np.format_float_positional(number, trim="-")
 
 
 def draw_sets(test: AssociationTest, images: Sequence[Columns], *, seed: int) -> ImageSets:

@@ -53,6 +53,10 @@ class TrainingOptions(Options):
         whole = self.local_epochs * (images // min(self.batch_size, images))
         return whole if self.max_steps is None else min(whole, self.max_steps)
 
+    def images_seen(self, images: int) -> int:
+        """How many images a round over ``images`` looks at, one counting as often as it is looked at."""
+        return self.steps(images) * min(self.batch_size, images)
+
     @property
     def learning_rate(self) -> float:
         """``lr``, or the optimiser's default."""

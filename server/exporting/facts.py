@@ -72,6 +72,7 @@ class ExportFacts(Options):
         norm: its normalisation.
         feature_dim: length ``D`` of a feature.
         classes: of a classifier what its outputs stand for, in order; none: the model is a backbone.
+        learns_labels: whether the run did; with no classes here, each site has a head of its own, which stays there.
         temperature: what its logits are divided by; None: nothing.
         input: shape and type of what goes in.
         output: shape and type of what comes out.
@@ -87,6 +88,7 @@ class ExportFacts(Options):
     norm: str
     feature_dim: int
     classes: tuple[str, ...] = Field(default=(), strict=False)
+    learns_labels: bool = False
     temperature: float | None = None
     input: str = "images: (B, channels, size, size) float32, normalised"
     output: str = "features: (B, feature_dim) float32"

@@ -13,7 +13,7 @@ from typing import Any
 
 from server.exporting import safetensors_file, torchscript
 from server.exporting.base import Exportable, ExportFormat, export_formats
-from server.exporting.facts import Preprocessing
+from server.exporting.facts import ExportFacts, Preprocessing
 
 # As the cache's pipeline has it; a test holds the two against each other.
 REDUCING_GAP = 3.0
@@ -54,6 +54,7 @@ def render(model: Exportable) -> dict[str, bytes]:
 def metadata(model: Exportable) -> dict[str, Any]:
     """``configs/metadata.json`` after MONAI's bundle specification, with our facts beside its keys."""
     facts, preparation = model.facts, model.facts.preprocessing
+    task, made = _purpose(facts)
     side = [preparation.size, preparation.size]
     colours = ("axial", "coronal", "sagittal") if preparation.orthogonal else ("red", "green", "blue")
     names = ("grey",) if preparation.channels == 1 else colours
@@ -69,11 +70,8 @@ def metadata(model: Exportable) -> dict[str, Any]:
         "numpy_version": version("numpy"),
         "required_packages_version": {name: version(name) for name in ("pillow", "pydicom")},
         "name": facts.name,
-        "task": "image classification" if facts.classes else "image features (self-supervised backbone)",
-        "description": (
-            f"{facts.backbone} {'fine-tuned' if facts.classes else 'pretrained without labels'} by the federation"
-            f" {facts.name}; see docs/README.md"
-        ),
+        "task": task,
+        "description": f"{facts.backbone} {made} the federation {facts.name}; see docs/README.md",
         "authors": f"the sites of the federation {facts.name}",
         "copyright": f"the sites of the federation {facts.name}",
         "intended_use": "research only; not for diagnosis",
@@ -103,6 +101,18 @@ def metadata(model: Exportable) -> dict[str, Any]:
         },
         "aiseeme": facts.model_dump(mode="json"),
     }
+
+
+def _purpose(facts: ExportFacts) -> tuple[str, str]:
+    """What the model is for, and how the federation made it."""
+    if facts.classes:
+        return "image classification", "fine-tuned by"
+    if facts.learns_labels:
+        return (
+            "image features (backbone of the sites' own classifiers)",
+            "of classifiers whose heads stay at the sites of",
+        )
+    return "image features (self-supervised backbone)", "pretrained without labels by"
 
 
 def inference(preparation: Preprocessing, output: str = "features.npy") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import InputError
-from server.results import Text
+from server.results import Reason, Text
 
 COMPARE, BIAS, ATTENTION, SITES = "compare.json", "audit-bias.json", "attention.json", "audit-sites.json"
 FOUND, NOT_TESTABLE = "found", "not testable"
@@ -114,11 +114,13 @@ class BiasAudit(_Part):
     Attributes:
         tests: at every layer.
         omitted: of each test why a site did not make it.
+        refused: why other sites did not answer at all.
         subgroups, gaps: the classifier's figures.
     """
 
     tests: tuple[BiasTest, ...] = ()
-    omitted: dict[Text, dict[Text, Text]] = {}
+    omitted: dict[Text, dict[Text, Reason]] = {}
+    refused: dict[Text, Reason] = {}
     subgroups: tuple[Subgroup, ...] = ()
     gaps: tuple[Gap, ...] = ()
 

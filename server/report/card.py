@@ -8,7 +8,7 @@ from pathlib import Path
 from aiseeme_models.atomic_files import replacing
 from server.report.findings import classes_tested, findings, verdict
 from server.report.gallery import bars, tested
-from server.report.page import count, figure, interval, middle
+from server.report.page import FILTERS
 from server.report.record import read_run
 
 
@@ -33,7 +33,7 @@ def write_model_card(run_folder: Path) -> Path:
         keep_trailing_newline=True,
         finalize=escape_markdown,
     )
-    environment.filters.update(figure=figure, interval=interval, middle=middle, count=count)
+    environment.filters.update(FILTERS)
     card = environment.get_template("model_card.md.j2").render(
         results=results,
         verdict=verdict(results),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -165,10 +165,16 @@ def _about_origin(origin: Origin | None) -> list[Finding]:
 
 
 def _about_bias(audit: BiasAudit | None) -> list[Finding]:
-    """Associations that were found, and tests that could not be made: neither is to be overlooked."""
+    """Associations that were found, sites that are missing, and tests that could not be made."""
     if audit is None:
         return []
     found = []
+    if audit.refused:
+        found.append(Finding("warn", f"The bias audit is without {_sites(audit.refused)}."))
+    found += [
+        Finding("warn", f"The bias audit's test {test} was not made at {_sites(sites)}.")
+        for test, sites in audit.omitted.items()
+    ]
     if audit.found:
         where = "; ".join(f"{one.test} at {one.layer}" for one in audit.found)
         found.append(
@@ -189,11 +195,12 @@ def _about_classifier(downstream: Downstream) -> list[Finding]:
     assert pooled is not None
     interval = pooled.intervals.get("balanced_accuracy")
     classes = classes_tested(pooled)
+    who = "The classifier is" if downstream.head == "global" else "The sites' own classifiers are"
     if interval is not None and interval.low <= 1 / classes:
         found.append(
             Finding(
                 "warn",
-                f"The classifier is not above chance beyond doubt: balanced accuracy {pooled.balanced_accuracy:.3f},"
+                f"{who} not above chance beyond doubt: balanced accuracy {pooled.balanced_accuracy:.3f},"
                 f" 95 % interval {interval.low:.3f} to {interval.high:.3f}, chance 1 in {classes}.",
             )
         )
@@ -217,6 +224,10 @@ def _comparison(what: str, ours: ProbeScore, other: ProbeScore) -> Finding:
     if gain < noise:
         return Finding("note", f"The backbone is above {what}, by less than two standard errors: {figures}.")
     return Finding("good", f"The backbone beats {what}: {figures}.")
+
+
+def _sites(why: Mapping[str, str]) -> str:
+    return ", ".join(f"{site} ({reason.rstrip('.')})" for site, reason in why.items())
 
 
 def _rounds(numbers: list[int]) -> str:

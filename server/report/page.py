@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from aiseeme_models.atomic_files import replacing
 from aiseeme_models.downstream.intervals import Interval
 from aiseeme_models.downstream.metrics import SPECIFICITY
 from aiseeme_models.downstream.pooled import Bounded
+from server.bias_tables import p_value
 from server.report.drawing import colours_of, drawn, save
 from server.report.findings import classes_tested, findings, verdict
 from server.report.gallery import Gallery, bars, gallery, tested
@@ -50,7 +52,7 @@ def write_report(run_folder: Path, panels: Panels | None = None) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(figure=figure, duration=duration, interval=interval, middle=middle, count=count)
+    environment.filters.update(FILTERS, duration=duration)
     page = environment.get_template("report.html.j2").render(
         results=results,
         verdict=verdict(results),
@@ -105,6 +107,11 @@ def figure(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
+def p_figure(value: float | None) -> str:
+    """A p-value as `p_value` writes it, or a dash where there is none."""
+    return "–" if value is None else p_value(value)
+
+
 def count(value: int | None) -> str:
     """``1204`` -> ``1,204``, or a dash where nobody knows."""
     return "–" if value is None else f"{value:,}"
@@ -117,3 +124,13 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     hours, minutes = whole // 3600, whole % 3600 // 60
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
+
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "figure": figure,
+    "interval": interval,
+    "middle": middle,
+    "p": p_figure,
+    "count": count,
+}
+"""How numbers are written, in the page and in the card alike."""

@@ -24,6 +24,7 @@ from client.stage_images import labelled_rows
 from server.model_manifest import MODEL_FOLDER
 from server.model_reference import FoundModel, find_model
 from server.predicting import classifier_of
+from server.probing import ready_backbone
 from server.results import Results
 from server.run_folder import PLAN, SimulationPlan
 
@@ -80,7 +81,8 @@ def panels_of(run_folder: Path, home: Path, consented: Path | None, progress: Pr
         progress: told what is read.
 
     Raises:
-        InputError: there is no model, or no image of the folder that it is given can be shown.
+        InputError: there is no model, no image of the folder that it is given can be shown, or the model's norm needs
+            statistics of training images and there are fewer than two.
     """
     folders = [consented] if consented is not None else _phantom_folders(run_folder)
     if not folders or not (run_folder / MODEL_FOLDER).is_dir():
@@ -102,7 +104,11 @@ def panels_of(run_folder: Path, home: Path, consented: Path | None, progress: Pr
         if consented is not None:
             raise InputError(f"{consented}: none of its images has a label that the model's classes know")
         return None
-    cam, panels = _drawn(model, site, chosen)
+    holdout = model.config.holdout
+    training = [
+        row for row in rows.values() if split_at(row.point, test=holdout.test, validation=holdout.validation) == "train"
+    ]
+    cam, panels = _drawn(model, site, chosen, training)
     return Panels(cam, panels, held_out, phantom)
 
 
@@ -135,7 +141,10 @@ def _chosen(model: FoundModel, rows: Sequence[CatalogueRow]) -> tuple[list[tuple
 
 
 def _drawn(
-    model: FoundModel, site: SiteHome, chosen: Sequence[tuple[CatalogueRow, str]]
+    model: FoundModel,
+    site: SiteHome,
+    chosen: Sequence[tuple[CatalogueRow, str]],
+    training: Sequence[CatalogueRow],
 ) -> tuple[str, tuple[Panel, ...]]:
     import torch
     from torch import nn
@@ -153,7 +162,8 @@ def _drawn(
     head: nn.Module = nn.Identity()
     classes = torch.zeros(len(chosen), dtype=torch.long)
     predicted: Iterable[str | None] = [None] * len(chosen)
-    backbone = model.backbone.eval()
+    seen = cache.open(sorted(row.content for row in training))
+    backbone = ready_backbone(model.config, model.backbone, seen, device="cpu").eval()
     if model.manifest.head_sha256 is not None:
         network = classifier_of(model)
         with torch.no_grad():

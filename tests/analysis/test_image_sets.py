@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aiseeme_models.analysis.image_sets import AssociationTest, Condition, as_number, columns_of, draw_sets
+from aiseeme_models.analysis.image_sets import AssociationTest, Condition, as_number, columns_of, draw_sets, number_text
 from aiseeme_models.errors import InputError
 
 
@@ -56,6 +56,18 @@ def test_sets_of_one_column_must_be_apart(groups: str, overlap: bool) -> None:
             asked(groups)
     else:
         assert asked(groups).name.startswith(groups.replace(":", " : "))
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(1234567.0, "1234567"), (20190115.0, "20190115"), (1e22, "1" + 22 * "0"), (0.1, "0.1"), (-2.5, "-2.5"), (0.0, "0"),
+     (1234567.25, "1234567.25"), (1e-7, "0.0000001"), (0.1 + 0.2, "0.30000000000000004"), (5e-324, None),
+     (1.7976931348623157e308, None)],
+)  # fmt: skip
+def test_bounds_are_written_with_all_digits_so_that_they_are_read_as_they_were(number: float, text: str | None) -> None:
+    assert text is None or number_text(number) == text
+    for condition in (Condition(column="c", low=number), Condition(column="c", low=-abs(number), high=number)):
+        assert Condition.parse(condition.text) == condition
 
 
 def test_the_columns_of_tests_are_named_once() -> None:

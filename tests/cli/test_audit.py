@@ -10,6 +10,7 @@ import pytest
 
 from federation_configs.command_line import console
 from server.bias_report import BiasReport
+from server.bias_tables import sites_table
 from server.bias_tables import tests_table as associations_table
 from server.report.audits import read_audits
 from tests.cli.commands import called, site_options
@@ -204,10 +205,29 @@ def test_runs_that_cannot_be_audited_are_refused(
     assert code == 1 and "fewer than 5 patients for one of the sets" in said
 
 
+FIGURES = {"effect": 0.5, "p_value": 0.1, "beyond": 0.1, "corrected": 0.1, "control": 0.1, "untrained": [0.1] * 5,
+           "verdict": "not found", "sizes": {"x": 5, "y": 5, "a": 5, "b": 5}}  # fmt: skip
+
+
+def test_sites_that_are_missing_are_told_with_the_reason() -> None:
+    one = FIGURES | {"test": "sex", "layer": "stem", "sites": {"north": FIGURES}}
+    told = {"run": "r", "seed": 0, "images": {"north": 50, "south": 50, "east": 50}, "tests": [one]}
+    told |= {"omitted": {"sex": {"south": "too few patients"}}, "refused": {"west": "no answer"}}
+    report = BiasReport.model_validate(told)
+    assert (
+        "without west: no answer" in report.sentences and "sex: not made at south: too few patients" in report.sentences
+    )
+    screen = console()
+    with screen.capture() as said:
+        screen.print(sites_table(report))
+    table = " ".join(said.get().split())
+    assert table.count("too few") == 1 and "some image nothing" in table
+    south, east = (next(iter(column.cells)) for column in sites_table(report).columns[3:])
+    assert (south, east) == ("too few", "empty layer")
+
+
 def test_text_of_a_file_steers_no_terminal() -> None:
-    figures = {"effect": 0.5, "p_value": 0.1, "beyond": 0.1, "corrected": 0.1, "control": 0.1, "untrained": [0.1] * 5,
-               "verdict": "not found", "sizes": {"x": 5, "y": 5, "a": 5, "b": 5}}  # fmt: skip
-    one = figures | {"test": "[red]\x1b[31msex", "layer": "l", "sites": {}}
+    one = FIGURES | {"test": "[red]\x1b[31msex", "layer": "l", "sites": {}}
     report = BiasReport.model_validate({"run": "r", "seed": 0, "tests": [one]})
     screen = console()
     with screen.capture() as said:

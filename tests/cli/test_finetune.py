@@ -175,6 +175,23 @@ def test_personal_heads_stay_at_the_sites_and_the_run_has_a_backbone(pretrained,
     assert code == 0, said
 
 
+def test_a_run_that_is_killed_at_its_very_end_still_has_its_heads(pretrained, monkeypatch, capsys):
+    home, run = pretrained
+    whole, _ = finetuned(monkeypatch, capsys, home, run, "--task", "own")
+
+    def killed(registry: object, results: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("server.registry.RunRegistry.finish", killed)
+        code, _ = called(monkeypatch, capsys, "finetune", run, "--task", "own", "--runs", home)
+    assert code != 0
+    (cut,) = [path.name for path in home.iterdir() if path.name > whole.run and (path / "checkpoints").is_dir()]
+    code, out = called(monkeypatch, capsys, "resume", cut, "--runs", home, "--json")
+    assert code == 0, out
+    assert Results.model_validate(printed(out)).downstream == whole.downstream
+
+
 def test_from_scratch_it_begins_with_the_untrained_backbone(pretrained, monkeypatch, capsys):
     home, run = pretrained
     results, _ = finetuned(monkeypatch, capsys, home, run, "--task", "pattern", "--scratch", "--labels", "0.5")
@@ -219,6 +236,7 @@ def test_another_clinic_s_folder_tests_the_classifier_on_all_its_images(pretrain
     found = printed(out)
     assert found["images"] == found["score"]["n_test"] == 37
     assert found["unknown"] == {"warts": 2} and found["unlabelled"] == 1 and found["trained"] == 0
+    assert not found["unchecked"]
     config = load_config(folder / "config.toml")
     network = load_classifier(folder / "model", load_backbone(folder / "model", config)).eval()
     plain = BatchAugmentation.of(config.images.resolved_preset).plain
@@ -246,6 +264,18 @@ def test_what_trained_the_classifier_tests_nothing(pretrained, monkeypatch, caps
     assert found["images"] == score.n_test
     assert found["score"]["balanced_accuracy"] == pytest.approx(score.balanced_accuracy)
     assert found["score"]["n_train"] == results.downstream.pooled.n_train
+
+
+def test_where_the_training_images_are_gone_it_is_said(monkeypatch, capsys, tmp_path):
+    folders = [write_pictures(tmp_path / name, 60, seed=i) for i, name in enumerate(("north", "south"))]
+    (tmp_path / "small.toml").write_text(CONFIG)
+    code, out = called(monkeypatch, capsys, "simulate", tmp_path / "small.toml", *site_options(folders),
+                       "--runs", tmp_path / "runs", "--json")  # fmt: skip
+    assert code == 0, out
+    results, _ = finetuned(monkeypatch, capsys, tmp_path / "runs", printed(out)["run"], "--task", "pattern")
+    moved = folders[0].rename(tmp_path / "moved")
+    code, out = called(monkeypatch, capsys, "evaluate", results.run, "--data", moved, "--runs", tmp_path / "runs")
+    assert code == 0 and "nobody can say whether it is among these images" in out
 
 
 def test_a_folder_of_other_classes_is_refused_with_what_it_has(pretrained, monkeypatch, capsys, tmp_path):

@@ -14,8 +14,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from aiseeme_models.images.phantoms import write_phantoms
+from aiseeme_models.images.splits import split_at
+from client.scanning import scan
+from client.site_home import SiteHome
+from federation_configs.command_line import console
 from server.cli import main
+from server.probing import ready_backbone
+from server.progress import Progress
+from server.report import panels
 from tests.cli.commands import called, site_options
+from tests.server.finished_runs import finished_run, run_config
 
 CONFIG = """
 name = "told"
@@ -168,6 +176,33 @@ def test_a_backbone_is_shown_without_a_classs_map(played: Any, monkeypatch: Any,
     assert code == 0 and "it shows 8 phantoms" in words and "model card:" in words
     page = (home / run / "report.html").read_text()
     assert "eigen-cam" in page and "→" not in page
+
+
+def test_a_norm_without_statistics_is_shown_with_those_of_the_training_images(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (phantoms,) = write_phantoms(tmp_path / "phantoms", kind="dermoscopy", sites=1, images_per_site=40, seed=3)
+    home, model = tmp_path / "runs", {"backbone": "resnet-tiny", "norm": "batch-local"}
+    folder = finished_run(home, run_config(model=model, holdout={"test": 0.4, "validation": 0.2}))
+    given: list[int] = []
+
+    def shown_with(ready: Any) -> Any:
+        def noted(config: Any, backbone: Any, training: Any, *, device: str) -> Any:
+            given.append(len(training))
+            return ready(config, backbone, training, device=device)
+
+        monkeypatch.setattr(panels, "ready_backbone", noted)
+        found = panels.panels_of(folder, home, phantoms, Progress(console(stderr=True)))
+        assert found is not None and found.cam == "eigen-cam" and found.held_out
+        return found.panels
+
+    ready = shown_with(ready_backbone)
+    rows = scan(phantoms, SiteHome(home), run_config(model=model).images.pipeline).rows
+    training = [row for row in rows if split_at(row.point, test=0.4, validation=0.2) == "train"]
+    assert given == [len({row.content for row in training})] and 2 <= given[0] < 40
+    bare = shown_with(lambda config, backbone, training, device: backbone)
+    assert [one.image for one in ready] == [one.image for one in bare]
+    assert [one.looked for one in ready] != [one.looked for one in bare]
 
 
 def changed(home: Path, run: str, **changes: Any) -> None:

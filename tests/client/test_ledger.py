@@ -218,6 +218,19 @@ def test_epochs_of_all_runs_are_counted_since_a_time(tmp_path: Path) -> None:
         assert reader.epochs_since(datetime.fromtimestamp(clock[0] + 1, UTC)) == 0
 
 
+def test_comparisons_are_counted_since_a_time_and_those_without_a_number_as_one(tmp_path: Path) -> None:
+    clock = [1_800_000_000.0]
+    book = Ledger(tmp_path / "ledger.jsonl", clock=lambda: clock[0])
+    counts = ({"comparisons": 64}, {"comparisons": 3}, {}, {"comparisons": 0}, {"comparisons": "many"})
+    for hours, told in enumerate(counts):
+        clock[0] = 1_800_000_000.0 + 3600 * hours
+        book.append("started", what="audit", images=90, **told)
+        book.append("started", what="evaluate", images=90)
+    for reader in (book, Ledger(book.path)):
+        assert reader.comparisons_since(datetime.fromtimestamp(0, UTC)) == 64 + 3 + 1 + 1 + 1
+        assert reader.comparisons_since(datetime.fromtimestamp(1_800_000_001, UTC)) == 3 + 1 + 1 + 1
+
+
 def test_a_nonce_is_known_for_ever_and_only_from_a_coordinator(book: Ledger) -> None:
     for reader in (book, Ledger(book.path)):
         assert reader.knows("1" * 32)

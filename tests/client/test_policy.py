@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from aiseeme_models.analysis.image_sets import AssociationTest, Condition
 from client.policy import check_hours, check_images, check_stamp, decide
 from client.refusals import Refusal
 from client.schedule import ScheduleOptions
@@ -16,7 +17,11 @@ from client.site import Site
 from client.site_config import PolicyOptions, SiteConfig, load_site_config
 from client.site_home import SiteHome
 from client.survey import Survey
+from federation_configs.audit_messages import AuditRequest
 from federation_configs.wire import (
+    AnalyseRequest,
+    AssessRequest,
+    ComparedModel,
     DescribeRequest,
     EvaluateRequest,
     FitRequest,
@@ -91,6 +96,25 @@ def test_epochs_of_a_day_are_counted_with_the_round_that_is_asked() -> None:
     assert code(policy, training(), epochs_today=2.5) == SiteError.TOO_MANY_EPOCHS
     assert code(policy, evaluating(), epochs_today=9) is None
     assert code(policy, describing(), epochs_today=9) is None
+
+
+def test_each_test_of_an_audit_counts_as_a_comparison_and_all_else_that_compares_as_one() -> None:
+    model = ComparedModel(backbone="tiny", norm="group", layout_sha256="0" * 64)
+    label = {"a": Condition.parse("label=mel"), "b": Condition.parse("label=nv")}
+    scan = tuple(
+        AssociationTest(x=Condition.parse(f"age=..{age}"), y=Condition.parse(f"age={age + 1}.."), **label)
+        for age in range(40, 43)
+    )
+    audit = AuditRequest(run="r", config=tiny_config(), model=model, tests=scan, layers=("features/map",))
+    analysis = AnalyseRequest(run="r", config=tiny_config(), models=(model, model))
+    assessment = AssessRequest(run="r", config=tiny_config(), **PLACE)
+    policy = PolicyOptions(label_columns=("label", "age"), max_comparisons_per_day=5)
+    for request, most_before in ((audit, 2), (analysis, 4), (assessment, 4)):
+        decide(policy, request, epochs_today=0, comparisons_today=most_before)
+        with pytest.raises(Refusal) as refusal:
+            decide(policy, request, epochs_today=0, comparisons_today=most_before + 1)
+        assert refusal.value.code == SiteError.TOO_MANY_COMPARISONS
+    decide(policy, training(), epochs_today=0, comparisons_today=9)
 
 
 def test_a_range_test_counts_with_the_passes_that_it_takes() -> None:

@@ -123,6 +123,20 @@ def test_columns_are_divided_by_value_or_in_bands() -> None:
     }  # fmt: skip
 
 
+def test_parts_of_long_numbers_are_told_apart() -> None:
+    images = [{"day": f"{20190100 + day}"} for day in range(1, 32)]
+    (asked,) = parse_subgroups(["day=20190101..20190115,20190116..20190131"])
+    parts = subsets(asked, images)
+    assert {name: int(inside.sum()) for name, inside in parts.items()} == {
+        "20190101..20190115": 15, "20190116..20190131": 16
+    }  # fmt: skip
+    assert list(subsets(AskedSubgroups("day"), images)) == [
+        "up to 20190111",
+        "over 20190111, up to 20190121",
+        "over 20190121",
+    ]
+
+
 @pytest.mark.parametrize(
     ("texts", "says"),
     [(["sex,sex"], "each once"), (["sex", "sex=f"], "each once"), (["patient_id"], "whose an image is"),

@@ -273,6 +273,20 @@ def test_a_request_is_answered_once_and_audits_of_a_day_are_limited(site: Gated)
     assert [site.verdict(site.signed()) for _ in range(2)] == [None, SiteError.TOO_MANY_COMPARISONS]
 
 
+def test_each_test_of_an_audit_counts_as_a_comparison_of_the_day(site: Gated, idle: list[str]) -> None:
+    policy = ALLOWED.model_copy(update={"max_comparisons_per_day": 3})
+    scan = tuple(asked_test(f"age=..{age}:age={age + 1}..") for age in range(40, 44))
+    site.asked.set_gate(policy)
+    assert site.verdict(site.signed(tests=scan)) == SiteError.TOO_MANY_COMPARISONS
+    assert idle == [], "a scan of thresholds is no one comparison"
+    site.verdict(site.signed(tests=scan[:2]))
+    (begun,) = [fields for kind, fields in site.asked.entries() if kind == "started"]
+    assert begun["comparisons"] == 2
+    site.asked.set_gate(policy)  # started anew
+    assert site.verdict(site.signed(tests=scan[2:])) == SiteError.TOO_MANY_COMPARISONS
+    assert site.verdict(site.signed(tests=scan[2:3])) != SiteError.TOO_MANY_COMPARISONS
+
+
 def test_where_patients_are_protected_nothing_is_audited(site: Gated) -> None:
     stage = {"task": "rotation", "rounds": 1, "batch_size": 4, "lr": 0.01}
     privacy = {"noise_multiplier": 1.0, "max_grad_norm": 1.0}

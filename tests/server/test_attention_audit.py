@@ -208,6 +208,12 @@ def test_what_knows_only_where_masks_lie_is_told_beside_the_models(home: Path, f
     assert audit.rows[-1].energy == pytest.approx(np.mean(energies), abs=1e-6)
 
 
+@pytest.mark.parametrize("runs", [(OTHER, OTHER), (PRETRAINED, OTHER, OTHER), (OTHER, PRETRAINED, OTHER)])
+def test_no_run_is_looked_at_twice(runs: tuple[str, ...], home: Path, folder: Path) -> None:
+    with pytest.raises(InputError, match=f"{OTHER} is named twice"):
+        audited(home, folder, *runs)
+
+
 def test_maps_of_zeros_are_counted_and_no_figure_is_nan(home: Path, folder: Path, tmp_path: Path) -> None:
     config = load_config(home / CLASSIFIER / "config.toml")
     made = finished_run(tmp_path / "runs", config, run=CLASSIFIER)

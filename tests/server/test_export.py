@@ -225,6 +225,21 @@ def test_the_bundle_has_what_monai_asks_for(home, tmp_path):
     assert (bundle / "docs" / "README.md").read_text().count("## Use of this bundle") == 1
 
 
+def test_a_backbone_that_learned_labels_is_not_called_pretrained_without(home, tmp_path):
+    """Where every site has a head of its own, the run's model has no classes, but it is not self-supervised."""
+    options = {"classes": {"mel": ["mel"], "nv": ["nv"]}, "head": "personal"}
+    stage = {"task": "classification", "rounds": 1, "batch_size": 4, "choose": "last", "options": options}
+    finished_run(tmp_path / "runs", run_config(curriculum={"stage": [stage]}))
+    bundle = export_run(RUN, "monai", home=tmp_path / "runs").path
+    own, plain = (
+        json.loads((folder / "configs" / "metadata.json").read_bytes()) for folder in (bundle, exported(home, "monai"))
+    )
+    assert own["aiseeme"]["learns_labels"] and own["aiseeme"]["classes"] == []
+    assert "without labels" not in own["description"] and "self-supervised" not in own["task"]
+    assert "heads stay at the sites" in own["description"]
+    assert "pretrained without labels" in plain["description"] and not plain["aiseeme"]["learns_labels"]
+
+
 def test_the_bundles_weights_need_no_pickle(home):
     bundle = exported(home, "monai")
     assert {path.suffix for path in (bundle / "models").iterdir()} == {".safetensors", ".ts"}

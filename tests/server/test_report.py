@@ -209,6 +209,26 @@ def test_what_training_cost_is_told(write) -> None:  # type: ignore[no-untyped-d
     assert " MB" not in write()[0]
 
 
+@pytest.mark.parametrize(
+    ("mode", "backbone"), [("finetune", "trained by the sites together"), ("linear", "left as it came")]
+)
+def test_heads_that_stay_at_their_sites_are_no_classifier_of_the_run(write, mode, backbone) -> None:  # type: ignore[no-untyped-def]
+    pooled = score([0.6, 0.4]) | {"intervals": {"balanced_accuracy": {"low": 0.4, "high": 0.6}}}
+    task = {"mode": mode, "head": "personal", "classes": ["mel", "nv"], "labels": 1.0, "pooled": pooled}
+    page, card = write(downstream=task, probe=None, baselines=None)
+    for text in (" ".join(Elements(page).text.split()), card):
+        assert backbone in text and "Every site has a linear head of its own, which stays there" in text
+        assert "very figure is of a site's own head on its own test patients" in text
+        assert "The sites' own classifiers are not above chance" in text
+    assert "What the classifier does" not in page and "the model of this run is the backbone" in page
+    assert "- Image backbone" in card and "It gives features, no probabilities." in card
+    for wrong in ("- Classifier", "no temperature was fitted", "pretrained without labels", "teach a classifier"):
+        assert wrong not in card
+    page, card = write(downstream=task | {"head": "global"}, probe=None, baselines=None)
+    assert "2 classes, trained by the sites together" in page and "- Classifier (mel, nv)" in card
+    assert "own head" not in page + card and "The classifier is not above chance" in card
+
+
 def test_phantoms_are_called_phantoms(write) -> None:  # type: ignore[no-untyped-def]
     page, card = write(phantom=True)
     assert "The images are phantoms" in page and "phantom images" in card

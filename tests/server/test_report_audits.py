@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from aiseeme_models.downstream.subgroups import Gap, Subgroup
 from aiseeme_models.errors import InputError
 from federation_configs.signatures import public_hex
-from server.report import write_model_card, write_report
+from server import attention, bias_report, site_audit
+from server.report import audits, write_model_card, write_report
 from tests.server.finished_runs import RUN, finished_run
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -34,6 +36,7 @@ BIAS = {
     "run": RUN,
     "tests": [TEST, TEST | {"layer": "stem", "verdict": "not testable", "effect": None, "sizes": [1, 2, 3, 4]}],
     "omitted": {"sex by disease": {"south": "too few patients"}},
+    "refused": {"west": "no answer before the deadline"},
     "subgroups": [
         {"column": "sex", "value": "F", "n_images": 1250, "balanced_accuracy": 0.7125, "low": 0.6875, "high": 0.7375},
         {"column": "sex", "value": "X", "n_images": 4, "balanced_accuracy": None, "omitted": "fewer than 10 patients"},
@@ -94,10 +97,22 @@ def test_without_audits_there_is_no_section_and_the_card_says_so(written: Any) -
 
 def test_the_bias_audit_is_a_table_a_finding_and_part_of_the_card(written: Any) -> None:
     page, card = written(**{"audit-bias.json": BIAS})
-    for figure in ("0.812", "-0.250", "0.375", "0.002", "0.004", "0.031", "0.001", "0.713", "0.688 to 0.738", "0.062"):
+    for figure in (
+        "0.812",
+        "-0.250",
+        "0.375",
+        "0.0021",
+        "0.0042",
+        "0.0313",
+        "0.0005",
+        "0.713",
+        "0.688 to 0.738",
+        "0.062",
+    ):
         assert f'<td class="n">{figure}</td>' in page
     assert "40, 45, 120, 125" in page and "1,250" in page and "1, 2, 3, 4" in page
     assert "sex by disease: not made at south (too few patients)." in page
+    assert "Sites that did not answer: west (no answer before the deadline)." in page
     assert "fewer than 10 patients" in page and "largest gap: F less M" in page
     found = (
         "The bias audit found associations that neither chance nor untrained networks explain: sex by disease at layer4"
@@ -108,12 +123,51 @@ def test_the_bias_audit_is_a_table_a_finding_and_part_of_the_card(written: Any) 
     assert "| sex | F | 0.713 | 0.688 | 0.738 | 1,250 |" in card
 
 
+def test_sites_that_a_bias_audit_lost_are_a_warning(written: Any) -> None:
+    page, card = written(**{"audit-bias.json": BIAS})
+    for text in (
+        "The bias audit is without west (no answer before the deadline).",
+        "The bias audit&#39;s test sex by disease was not made at south (too few patients).",
+    ):
+        assert f'class="warn"><span>{text}' in page
+    assert "The bias audit is without west (no answer before the deadline)." in card
+    # Also where no test is left to be shown.
+    page, _ = written(**{"audit-bias.json": {"refused": {"west": "withheld"}, "omitted": {"t": {"south": "few"}}}})
+    assert "Sites that did not answer: west (withheld)." in page and "t: not made at south (few)." in page
+
+
+def test_a_small_p_value_is_not_shown_as_none(written: Any) -> None:
+    small = TEST | {"p_value": 0.0001, "beyond": 0.00004, "corrected": None}
+    rows = [SITES["rows"][0] | {"all_images": TOLD | {"p": 0.0004}, "same_class": TOLD | {"p": 1e-9}}]
+    page, card = written(**{"audit-bias.json": BIAS | {"tests": [small]}, "audit-sites.json": SITES | {"rows": rows}})
+    for figure in ("0.0001", "&lt;0.0001", "–", "0.0004"):
+        assert f'<td class="n">{figure}</td>' in page
+    assert page.count("&lt;0.0001") == 2 and "| 0.0004 |" in card
+
+
+def test_an_audit_writes_every_field_that_a_report_reads() -> None:
+    assert (audits.BIAS, audits.ATTENTION, audits.SITES) == (bias_report.FILE, attention.FILE, site_audit.FILE)
+    for read, writes in (
+        (audits.BiasAudit, bias_report.BiasReport),
+        (audits.BiasTest, bias_report.PooledTest),
+        (audits.Subgroup, Subgroup),
+        (audits.Gap, Gap),
+        (audits.Attention, attention.AttentionAudit),
+        (audits.AttentionRow, attention.AttentionRow),
+        (audits.SiteInference, site_audit.SiteAudit),
+        (audits.Attack, site_audit.Attack),
+        (audits.Told, site_audit.Told),
+    ):
+        assert set(read.model_fields) <= set(writes.model_fields), read
+
+
 def test_attention_and_site_inference_are_tables(written: Any) -> None:
     page, card = written(**{"attention.json": ATTENTION, "audit-sites.json": SITES})
     for figure in ("0.512", "0.487 to 0.537", "0.263", "0.312", "812", "0.812", "0.787 to 0.838"):
         assert f'<td class="n">{figure}</td>' in page
     assert "Chance is 0.500" in page
     assert "classifier | 0.512 | 0.487 | 0.537 | 0.263 | 812 |" in card and "| features | 0.812 |" in card
+    assert '<td class="n">0.0010</td>' in page and "0.787 | 0.838 | 0.0010 |" in card
 
 
 def test_the_comparison_is_drawn_and_told_block_by_block(written: Any) -> None:
