@@ -206,8 +206,8 @@ def train(site: Site, request: TrainRequest, weights: NDArray[np.float32]) -> tu
         if not protection.adds_noise:
             raise Refusal(SiteError.NON_FINITE_LOSS) from None
         # One patient may have been enough for it, and an error has no noise: an update of nothing leaves.
-        outcome, own = RoundOutcome(len(images), stage.steps(len(images)), 0.0, {}), weights
-        own = with_own_head(own, bench.layout, kept)
+        outcome = RoundOutcome(len(images), stage.steps(len(images)), 0.0, {})
+        own = with_own_head(weights, bench.layout, kept)
         start()
     keep = {_LOCAL + name: tensor for name, tensor in local_tensors(bench.task, bench.layout).items()}
     if has_own_head(bench.task):

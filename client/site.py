@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from aiseeme_models.images.cache import CacheStore
 from aiseeme_models.images.decode_pool import DecodeLimits
-from aiseeme_models.images.splits import Split, split_at
+from aiseeme_models.images.splits import Split
 from client.site_home import private_log
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ class Site:
 
     def rows_of(self, split: Split, holdout: HoldOut) -> list[CatalogueRow]:
         """The accepted images of a split, in an order that depends on their content only."""
-        chosen = [
-            row for row in self.rows if split_at(row.point, test=holdout.test, validation=holdout.validation) == split
-        ]
+        chosen = [row for row in self.rows if holdout.split_of(row.point) == split]
         return sorted(chosen, key=lambda row: row.content)
 
     def training_patients(self, holdout: HoldOut) -> int:

@@ -13,7 +13,7 @@ from aiseeme_models.distillation import DistillOptions
 from aiseeme_models.downstream.classification import ClassificationOptions
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.presets import ImageOptions
-from aiseeme_models.images.splits import TEST_FRACTION, VALIDATION_FRACTION
+from aiseeme_models.images.splits import TEST_FRACTION, VALIDATION_FRACTION, Split, split_at
 from aiseeme_models.options import Options, parse_options
 from aiseeme_models.pretext import pretext_tasks
 from aiseeme_models.privacy.options import PrivacyOptions, SitePrivacyOptions
@@ -60,6 +60,10 @@ class HoldOut(Options):
         if self.test + self.validation > 0.9:
             raise ValueError("test and validation together may hold out at most 0.9 of the patients")
         return self
+
+    def split_of(self, point: int) -> Split:
+        """The split of a group whose split point this is."""
+        return split_at(point, test=self.test, validation=self.validation)
 
 
 class FederationOptions(Options):

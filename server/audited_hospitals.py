@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from server.simulation import Hospitals
 
 
+@contextmanager
 def audited_hospitals(
     found: FoundModel,
     data: Sequence[Path],
@@ -23,9 +26,8 @@ def audited_hospitals(
     partition: str | None,
     device: str,
     home: Path,
-    scratch: Path,
     progress: Progress,
-) -> Hospitals:
+) -> Iterator[Hospitals]:
     """Hospitals with images as the model's configuration prepares and divides them.
 
     Args:
@@ -33,7 +35,6 @@ def audited_hospitals(
         data, sites, partition: as in `server.simulation.simulate`; no folder: those of the run's own simulation.
         device: torch device of the sites.
         home: the folder of all runs.
-        scratch: a folder for the sites' state.
         progress: shows what happens.
 
     Raises:
@@ -47,4 +48,5 @@ def audited_hospitals(
         if sites is None and partition is None:
             sites, partition = plan.sites, plan.partition
     dealt_by = None if plan is None else plan.dealt_by
-    return hospitals_of(found.config, folders, sites, partition, device, home, scratch, progress, dealt_by)
+    with tempfile.TemporaryDirectory() as scratch:  # for the sites' state, which ends with the audit
+        yield hospitals_of(found.config, folders, sites, partition, device, home, Path(scratch), progress, dealt_by)

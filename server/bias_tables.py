@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from federation_configs.command_line import shown
+from server.tables import with_interval
 
 if TYPE_CHECKING:
     from server.bias_report import BiasReport
@@ -68,7 +69,9 @@ def subgroups_table(report: BiasReport) -> Table:
     before = None
     for one in report.subgroups:
         score = (
-            one.omitted or "" if one.balanced_accuracy is None else _between(one.balanced_accuracy, one.low, one.high)
+            one.omitted or ""
+            if one.balanced_accuracy is None
+            else with_interval(one.balanced_accuracy, one.low, one.high)
         )
         recalls = ", ".join(
             f"{shown(name)} {'-' if entry.recall is None else f'{entry.recall:.2f}'} ({entry.n_test})"
@@ -86,7 +89,7 @@ def gaps_table(report: BiasReport) -> Table:
     for title in ("column", "best", "worst", "gap", "of subgroups"):
         table.add_column(title, justify="right" if title == "of subgroups" else "left")
     for gap in report.gaps:
-        ends = _between(gap.difference, gap.low, gap.high)
+        ends = with_interval(gap.difference, gap.low, gap.high)
         table.add_row(shown(gap.column), shown(gap.best), shown(gap.worst), ends, str(gap.compared))
     return table
 
@@ -94,7 +97,3 @@ def gaps_table(report: BiasReport) -> Table:
 def p_value(value: float) -> str:
     """Four decimals, which is as well as shuffles know it."""
     return f"{value:.4f}" if value >= 0.0001 else "<0.0001"
-
-
-def _between(value: float, low: float | None, high: float | None) -> str:
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"

@@ -23,7 +23,7 @@ from server import (
 )
 from server.cli_audit import audit_app
 from server.cli_curriculum import curriculum_app
-from server.cli_options import Federation, Initial, Json, RunId, Runs
+from server.cli_options import Device, Federation, Images, Initial, Json, Partition, RunId, Runs, Sites
 from server.cli_privacy import privacy_app
 from server.cli_study import study_app
 
@@ -55,19 +55,14 @@ app.add_typer(curriculum_app, name="curriculum")
 app.add_typer(audit_app, name="audit")
 
 ConfigReference = Annotated[str, typer.Argument(help="A TOML file or the name of a ready-made federation.")]
-Device = Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")]
 
 
 @app.command()
 def simulate(
     config: ConfigReference,
-    data: Annotated[
-        list[Path], typer.Option("--data", help="An image folder; give it once per hospital, or once with --sites.")
-    ],
-    sites: Annotated[int | None, typer.Option(min=1, help="Deal one folder to this many hospitals.")] = None,
-    partition: Annotated[
-        str | None, typer.Option(help="How: iid | dirichlet:ALPHA | quantity:ALPHA | by:COLUMN (default iid).")
-    ] = None,
+    data: Images,
+    sites: Sites = None,
+    partition: Partition = None,
     engine: Annotated[
         str, typer.Option(help="local (this process) or ray (Flower's engine, for many GPUs).")
     ] = "local",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +9,7 @@ import typer
 from aiseeme_models.errors import InputError
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console
-from server.cli_options import Federation, Json, Runs
+from server.cli_options import Device, Federation, Json, OwnImages, Partition, Runs, Sites
 
 if TYPE_CHECKING:
     from server.bias_report import BiasReport
@@ -28,18 +27,9 @@ def _group() -> None:
 @audit_app.command()
 def bias(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's id or its beginning, or its folder.")],
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--data",
-            help="An image folder; once per hospital, or once with --sites (default: the run's own).",
-            show_default=False,
-        ),
-    ] = None,
-    sites: Annotated[int | None, typer.Option(min=1, help="Deal one folder to this many hospitals.")] = None,
-    partition: Annotated[
-        str | None, typer.Option(help="How: iid | dirichlet:ALPHA | quantity:ALPHA | by:COLUMN (default iid).")
-    ] = None,
+    data: OwnImages = None,
+    sites: Sites = None,
+    partition: Partition = None,
     groups: Annotated[
         list[str] | None,
         typer.Option(help="Two groups of images: sex=female:sex=male, age=0..39:age=60..", show_default=False),
@@ -63,7 +53,7 @@ def bias(
             show_default=False,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     runs: Runs = None,
     federation: Federation = None,
     as_json: Json = False,

@@ -9,7 +9,7 @@ import typer
 
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, shown
-from server.cli_options import Federation, Json, RunId, Runs
+from server.cli_options import Federation, Json, OwnImages, Partition, RunId, Runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,18 +77,9 @@ def attention(
 
 def sites(
     run: RunId,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--data",
-            help="An image folder; once per hospital, or once with --sites (default: the run's own).",
-            show_default=False,
-        ),
-    ] = None,
+    data: OwnImages = None,
     sites: Annotated[int | None, typer.Option(min=2, help="Deal one folder to this many hospitals.")] = None,
-    partition: Annotated[
-        str | None, typer.Option(help="How: iid | dirichlet:ALPHA | quantity:ALPHA | by:COLUMN (default iid).")
-    ] = None,
+    partition: Partition = None,
     device: Device = "auto",
     runs: Runs = None,
     federation: Federation = None,
@@ -122,6 +113,8 @@ def sites(
 def _attention_table(audit: AttentionAudit) -> Table:
     from rich.table import Table
 
+    from server.tables import with_interval
+
     table = Table(title=f"{audit.cam}: what lies in the mask, of test images, with 95 % intervals over patients")
     for title in ("model", "kind", "energy in mask", "mask's share", "energy above it", "IoU", "images"):
         table.add_column(title, justify="left" if title in ("model", "kind") else "right")
@@ -129,10 +122,10 @@ def _attention_table(audit: AttentionAudit) -> Table:
         table.add_row(
             shown(row.model),
             row.kind,
-            _between(row.energy, row.energy_low, row.energy_high),
+            with_interval(row.energy, row.energy_low, row.energy_high),
             _figure(row.mask_share),
-            _between(row.gain, row.gain_low, row.gain_high),
-            _between(row.iou, row.iou_low, row.iou_high),
+            with_interval(row.gain, row.gain_low, row.gain_high),
+            with_interval(row.iou, row.iou_low, row.iou_high),
             str(row.images),
         )
     return table
@@ -141,19 +134,23 @@ def _attention_table(audit: AttentionAudit) -> Table:
 def _difference_table(audit: AttentionAudit) -> Table:
     from rich.table import Table
 
+    from server.tables import with_interval
+
     table = Table(title=f"less {shown(audit.rows[0].model)}, image by image")
     for title in ("model", "energy in mask", "IoU"):
         table.add_column(title, justify="left" if title == "model" else "right")
     for row in audit.rows[1:]:
         one = row.to_first
-        energy = None if one is None else _between(one.energy, one.energy_low, one.energy_high, sign="+")
-        iou = None if one is None else _between(one.iou, one.iou_low, one.iou_high, sign="+")
+        energy = None if one is None else with_interval(one.energy, one.energy_low, one.energy_high, sign="+")
+        iou = None if one is None else with_interval(one.iou, one.iou_low, one.iou_high, sign="+")
         table.add_row(shown(row.model), energy or "-", iou or "-")
     return table
 
 
 def _sites_table(audit: SiteAudit) -> Table:
     from rich.table import Table
+
+    from server.tables import with_interval
 
     columns: Sequence[str] = ("an attacker sees", "figures", "hospitals told", "p", "of images of the same class", "p")
     table = Table(title=f"mean share of each hospital's images that is told; chance is {audit.chance:.3f}")
@@ -164,9 +161,9 @@ def _sites_table(audit: SiteAudit) -> Table:
         table.add_row(
             row.sees,
             str(row.dimensions),
-            _between(plain.balanced_accuracy, plain.low, plain.high),
+            with_interval(plain.balanced_accuracy, plain.low, plain.high),
             f"{plain.p:.3f}",
-            "-" if matched is None else _between(matched.balanced_accuracy, matched.low, matched.high),
+            "-" if matched is None else with_interval(matched.balanced_accuracy, matched.low, matched.high),
             "-" if matched is None else f"{matched.p:.3f}",
         )
     return table
@@ -174,13 +171,6 @@ def _sites_table(audit: SiteAudit) -> Table:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _between(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
-    if value is None:
-        return "-"
-    ends = "" if low is None or high is None else f" ({low:{sign}.3f} to {high:{sign}.3f})"
-    return f"{value:{sign}.3f}{ends}"
 
 
 def _line(text: str) -> None:

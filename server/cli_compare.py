@@ -12,7 +12,7 @@ import typer
 
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, shown
-from server.cli_options import Federation, Json, Runs
+from server.cli_options import Device, Federation, Images, Json, Partition, Runs, Sites
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,13 +29,9 @@ def compare(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="Two or more: a run's id or its beginning, or its folder.")
     ],
-    data: Annotated[
-        list[Path], typer.Option("--data", help="An image folder; give it once per hospital, or once with --sites.")
-    ],
-    sites: Annotated[int | None, typer.Option(min=1, help="Deal one folder to this many hospitals.")] = None,
-    partition: Annotated[
-        str | None, typer.Option(help="How: iid | dirichlet:ALPHA | quantity:ALPHA | by:COLUMN (default iid).")
-    ] = None,
+    data: Images,
+    sites: Sites = None,
+    partition: Partition = None,
     images: Annotated[
         int, typer.Option(help="Most held-out images of a hospital: a multiple of 64, at most 4096.")
     ] = 512,
@@ -45,7 +41,7 @@ def compare(
     save: Annotated[
         bool, typer.Option("--save", help="Keep the figures in the first run's folder: `aiseeme report` shows them.")
     ] = False,
-    device: Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     runs: Runs = None,
     federation: Federation = None,
     as_json: Json = False,

@@ -12,7 +12,7 @@ import typer
 from aiseeme_models.errors import InputError
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console
-from server.cli_options import Json, Runs
+from server.cli_options import Device, Images, Json, Partition, Runs, Sites
 
 curriculum_app = typer.Typer(no_args_is_help=True, help="Curricula: in which order tasks are played.")
 
@@ -25,19 +25,15 @@ def _group() -> None:
 @curriculum_app.command()
 def order(
     config: Annotated[str, typer.Argument(help="A TOML file or the name of a ready-made federation.")],
-    data: Annotated[
-        list[Path], typer.Option("--data", help="An image folder; give it once per hospital, or once with --sites.")
-    ],
+    data: Images,
     policy: Annotated[
         str, typer.Option(help="fixed, ascending, descending, family, greedy or representation.")
     ] = "greedy",
     option: Annotated[
         list[str] | None, typer.Option(help="An option of the policy, as min_gain=0.01.", show_default=False)
     ] = None,
-    sites: Annotated[int | None, typer.Option(min=1, help="Deal one folder to this many hospitals.")] = None,
-    partition: Annotated[
-        str | None, typer.Option(help="How: iid | dirichlet:ALPHA | quantity:ALPHA | by:COLUMN (default iid).")
-    ] = None,
+    sites: Sites = None,
+    partition: Partition = None,
     trial_rounds: Annotated[
         int | None,
         typer.Option(min=1, help="Rounds of a stage in a trial (default: a quarter of its own).", show_default=False),
@@ -47,7 +43,7 @@ def order(
         Path | None, typer.Option(help="Write the configuration with the order that was found here.")
     ] = None,
     engine: Annotated[str, typer.Option(help="local (this process) or ray.")] = "local",
-    device: Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     runs: Runs = None,
     as_json: Json = False,
 ) -> None:

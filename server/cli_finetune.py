@@ -9,7 +9,7 @@ import typer
 
 from aiseeme_models.errors import InputError
 from federation_configs.command_line import console
-from server.cli_options import Federation, Json, RunId, Runs
+from server.cli_options import Device, Federation, Json, RunId, Runs, Sites
 from server.cli_serve import watch
 
 
@@ -31,7 +31,7 @@ def finetune(
         list[Path] | None,
         typer.Option("--data", help="Image folders, as in simulate (default: the run's).", show_default=False),
     ] = None,
-    sites: Annotated[int | None, typer.Option(min=1, help="Deal one folder to this many hospitals.")] = None,
+    sites: Sites = None,
     partition: Annotated[
         str | None, typer.Option(help="How: iid | dirichlet:ALPHA | quantity:ALPHA | by:COLUMN.")
     ] = None,
@@ -45,7 +45,7 @@ def finetune(
     engine: Annotated[
         str, typer.Option(help="local (this process) or ray (Flower's engine, for many GPUs).")
     ] = "local",
-    device: Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     runs: Runs = None,
     federation: Federation = None,
     as_json: Json = False,

@@ -29,3 +29,19 @@ Initial = Annotated[
     Path | None,
     typer.Option(help="Begin with the backbone of this run's or model's folder, or safetensors file."),
 ]
+Images = Annotated[
+    list[Path], typer.Option("--data", help="An image folder; give it once per hospital, or once with --sites.")
+]
+OwnImages = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--data",
+        help="An image folder; once per hospital, or once with --sites (default: the run's own).",
+        show_default=False,
+    ),
+]
+Sites = Annotated[int | None, typer.Option(min=1, help="Deal one folder to this many hospitals.")]
+Partition = Annotated[
+    str | None, typer.Option(help="How: iid | dirichlet:ALPHA | quantity:ALPHA | by:COLUMN (default iid).")
+]
+Device = Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")]

@@ -9,7 +9,7 @@ import typer
 
 from aiseeme_models.errors import InputError, RunFailed
 from federation_configs.command_line import console
-from server.cli_options import Json, Runs
+from server.cli_options import Device, Images, Json, Partition, Runs, Sites
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,15 +19,7 @@ study_app = typer.Typer(
 )
 
 Config = Annotated[str, typer.Argument(help="A TOML file or the name of a ready-made federation.")]
-Data = Annotated[
-    list[Path], typer.Option("--data", help="An image folder; give it once per hospital, or once with --sites.")
-]
-Sites = Annotated[int | None, typer.Option(min=1, help="Deal one folder to this many hospitals.")]
-Partition = Annotated[
-    str | None, typer.Option(help="How: iid | dirichlet:ALPHA | quantity:ALPHA | by:COLUMN (default iid).")
-]
 Engine = Annotated[str, typer.Option(help="local (this process) or ray (Flower's engine, for many GPUs).")]
-Device = Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many; the first is the configuration's.")]
 Finetune = Annotated[str, typer.Option(help="Fine-tunings as fraction:epochs of the labelled patients, or none.")]
 Name = Annotated[
@@ -51,7 +43,7 @@ def _group() -> None:
 @study_app.command()
 def order(
     config: Config,
-    data: Data,
+    data: Images,
     sites: Sites = None,
     partition: Partition = None,
     seeds: Seeds = 3,
@@ -74,7 +66,7 @@ def order(
 @study_app.command()
 def tasks(
     config: Config,
-    data: Data,
+    data: Images,
     sites: Sites = None,
     partition: Partition = None,
     seeds: Seeds = 3,
@@ -96,7 +88,7 @@ def tasks(
 @study_app.command()
 def volume(
     config: Config,
-    data: Data,
+    data: Images,
     sites: Sites = None,
     partition: Partition = None,
     seeds: Seeds = 3,
@@ -116,7 +108,7 @@ def volume(
 @study_app.command()
 def hyperparameters(
     config: Config,
-    data: Data,
+    data: Images,
     lr: Annotated[str, typer.Option(help="Learning rates, as 1e-4,1e-3 (default: the configuration's).")] = "",
     batch: Annotated[str, typer.Option(help="Batch sizes, as 32,64 (default: the configuration's).")] = "",
     stage: Annotated[int, typer.Option(min=0, help="Number of the stage, from 1 (default: the last).")] = 0,

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from aiseeme_models.downstream.classification import Classification, ClassificationOptions
+from aiseeme_models.downstream.classification import ClassificationOptions
 from aiseeme_models.downstream.metrics import ProbeScore
 from aiseeme_models.downstream.tasks import downstream_tasks
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.cache import ImageCache
-from aiseeme_models.images.splits import split_at
 from client.scanning import Scan, scan
 from client.site_home import SiteHome
 from client.stage_images import StageImages, labelled_rows
 from federation_configs.loading import load_config
 from server.assessment import assess_elsewhere
-from server.global_model import load_backbone, load_classifier
+from server.global_model import load_backbone, load_classification
 from server.model_manifest import MODEL_FOLDER, read_model_manifest
 from server.results import FILE, Results, Text
 from server.run_folder import CONFIG, PLAN, SimulationPlan
@@ -108,10 +107,9 @@ def evaluate_classifier(
     known = [rows[place] for place in places]
     cache = ImageCache(site.store, config.images.pipeline)
     images = StageImages(cache.open([row.content for row in known]), known, torch.tensor(targets, dtype=torch.long))
-    network = load_classifier(folder / MODEL_FOLDER, load_backbone(folder / MODEL_FOLDER, config))
-    classifier = Classification(network.backbone, options)
-    classifier.head.load_state_dict(network.fc.state_dict())
-    manifest, _ = read_model_manifest(folder / MODEL_FOLDER)
+    model = folder / MODEL_FOLDER
+    classifier = load_classification(model, load_backbone(model, config), options)
+    manifest, _ = read_model_manifest(model)
     score = assess_elsewhere(config, classifier, images, temperature=manifest.temperature, device=device)
     labels = [row.told(told.column) for row in rows]
     return ExternalTest(
@@ -140,12 +138,11 @@ def _trained_on(folder: Path, config: FederationConfig, site: SiteHome, progress
     """The content of the images that pretrained, trained or chose a run's classifier; whether some are not here."""
     folders, complete = _data_of(folder)
     there = [path for path in folders if path.is_dir()]
-    holdout, found = config.holdout, set[str]()
+    found = set[str]()
     for path in there:
         with progress.reading(path) as on_file:
             rows = scan(path, site, config.images.pipeline, on_file=on_file).rows
-        splits = (split_at(row.point, test=holdout.test, validation=holdout.validation) for row in rows)
-        found |= {row.content for row, split in zip(rows, splits, strict=True) if split != "test"}
+        found |= {row.content for row in rows if config.holdout.split_of(row.point) != "test"}
     return found, not complete or len(there) < len(folders)
 
 

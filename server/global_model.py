@@ -15,6 +15,7 @@ from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.backbones import Backbone, build_backbone
 from aiseeme_models.backbones.initialise import initialise
 from aiseeme_models.curriculum.stage_tasks import build_task
+from aiseeme_models.downstream.classification import Classification, ClassificationOptions
 from aiseeme_models.downstream.network import ClassifyingNetwork
 from aiseeme_models.errors import InputError
 from aiseeme_models.pretext import PretextTask
@@ -119,6 +120,18 @@ def load_classifier(folder: Path, backbone: Backbone) -> ClassifyingNetwork:
         raise InputError(f"{path}: it does not fit {len(manifest.classes)} classes and this backbone")
     head.load_state_dict(tensors)
     return ClassifyingNetwork(backbone, head, manifest.temperature or 1.0)
+
+
+def load_classification(folder: Path, backbone: Backbone, options: ClassificationOptions) -> Classification:
+    """The classifier in a model's folder as the task that it was trained as.
+
+    Raises:
+        InputError: see `load_classifier`.
+    """
+    network = load_classifier(folder, backbone)
+    task = Classification(network.backbone, options)
+    task.head.load_state_dict(network.fc.state_dict())
+    return task
 
 
 def backbone_sha256(backbone: Backbone) -> str:

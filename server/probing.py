@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aiseeme_models.images.splits import Split, split_at
+from aiseeme_models.images.splits import Split
 from server.results import Baselines, Probes
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def probe_images(
         tested: whose patients test. With ``"validation"`` (to choose between settings) those of the test split are not
             looked at; with ``"test"`` validation patients train the probe.
     """
-    splits = [split_at(row.point, test=config.holdout.test, validation=config.holdout.validation) for row in rows]
+    splits = [config.holdout.split_of(row.point) for row in rows]
     # An image that two hospitals hold under different ids may be in pretraining at one: then it tests nothing.
     training: set[Split] = {"train"} if tested == "validation" else {"train", "validation"}
     seen = {row.content for row, split in zip(rows, splits, strict=True) if split in training}

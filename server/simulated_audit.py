@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,17 +99,9 @@ def audit_bias(
     if found.config.privacy is not None:  # whose patients would be compared without noise
         raise InputError(f"{found.run} was trained under [privacy], where hospitals audit no models")
     layers = _layers(found.backbone, asked.layers)
-    with tempfile.TemporaryDirectory() as scratch:
-        hospitals = audited_hospitals(
-            found,
-            data,
-            sites=sites,
-            partition=partition,
-            device=device,
-            home=home,
-            scratch=Path(scratch),
-            progress=progress,
-        )
+    with audited_hospitals(
+        found, data, sites=sites, partition=partition, device=device, home=home, progress=progress
+    ) as hospitals:
         _check_there(asked, hospitals)
         outcome = _associations(found, asked, layers, hospitals, progress) if asked.tests else None
         subgroups, gaps = audit_subgroups(found, hospitals, asked.subgroups, device=device)

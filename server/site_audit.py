@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,18 +153,10 @@ def audit_sites(
         InputError: the model is unreadable, the data do not fit, or fewer than two hospitals have test patients enough.
     """
     found = find_model(reference, home)
-    with tempfile.TemporaryDirectory() as scratch:
-        hospitals = audited_hospitals(
-            found,
-            data,
-            sites=sites,
-            partition=partition,
-            device=device,
-            home=home,
-            scratch=Path(scratch),
-            progress=progress,
-        )
-    test = _test_images(hospitals, found)
+    with audited_hospitals(
+        found, data, sites=sites, partition=partition, device=device, home=home, progress=progress
+    ) as hospitals:
+        test = _test_images(hospitals, found)
     shared = shared_classes(test.sites, test.patients, test.labels)
     progress.say(
         f"attacking {len(test.sites)} test images of {len(set(test.patients))} patients or lesions at"

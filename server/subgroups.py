@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aiseeme_models.analysis.image_sets import Columns, Condition, as_number, number_text
-from aiseeme_models.downstream.classification import Classification, ClassificationOptions, predicted
+from aiseeme_models.downstream.classification import ClassificationOptions, predicted
 from aiseeme_models.downstream.subgroups import Answers, Gap, Subgroup, subgroup_figures
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.images.labels import OF_NO_CLASS
 from server.assessment import tested_images
-from server.global_model import load_classifier
+from server.global_model import load_classification
 
 if TYPE_CHECKING:
     from server.model_reference import FoundModel
@@ -91,10 +91,7 @@ def audit_subgroups(
         raise InputError(
             f"--subgroups: {found.run} has no classifier to test: name a run of `aiseeme finetune` with a global head"
         )
-    network = load_classifier(found.folder, found.backbone)
-    classifier = Classification(network.backbone, options)
-    classifier.head.load_state_dict(network.fc.state_dict())
-    classifier.to(device).eval()
+    classifier = load_classification(found.folder, found.backbone, options).to(device).eval()
     plain = BatchAugmentation.of(found.config.images.resolved_preset).plain
     tests = [one for one in tested_images(found.config, hospitals.sites, hospitals.sites).values() if one.rows]
     if not tests:

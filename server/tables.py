@@ -83,6 +83,14 @@ def _interval(interval: Interval | None) -> str:
     return "undefined" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
 
 
+def with_interval(value: float | None, low: float | None, high: float | None, sign: str = "") -> str:
+    """A figure of three decimals with the ends of its interval where it has one, or a dash; ``sign`` as in formats."""
+    if value is None:
+        return "-"
+    ends = "" if low is None or high is None else f" ({low:{sign}.3f} to {high:{sign}.3f})"
+    return f"{value:{sign}.3f}{ends}"
+
+
 def _told_table(downstream: Downstream) -> Table:
     """What the sites told of it, each figure with the least and the most that it can be."""
     table = Table(title="classifier, tested by the sites on their own test patients")

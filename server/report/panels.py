@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from aiseeme_models.downstream.classification import ClassificationOptions
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.labels import PHANTOM_COLUMN
-from aiseeme_models.images.splits import split_at
 from client.scanning import CatalogueRow, scan
 from client.site_home import SiteHome
 from client.stage_images import labelled_rows
@@ -104,10 +103,7 @@ def panels_of(run_folder: Path, home: Path, consented: Path | None, progress: Pr
         if consented is not None:
             raise InputError(f"{consented}: none of its images has a label that the model's classes know")
         return None
-    holdout = model.config.holdout
-    training = [
-        row for row in rows.values() if split_at(row.point, test=holdout.test, validation=holdout.validation) == "train"
-    ]
+    training = [row for row in rows.values() if model.config.holdout.split_of(row.point) == "train"]
     cam, panels = _drawn(model, site, chosen, training)
     return Panels(cam, panels, held_out, phantom)
 
@@ -127,12 +123,7 @@ def _chosen(model: FoundModel, rows: Sequence[CatalogueRow]) -> tuple[list[tuple
         known = [(rows[place], options.names[target]) for place, target in zip(places, targets, strict=True)]
     else:
         known = [(row, row.label) for row in rows if row.label is not None]
-    holdout = model.config.holdout
-    test = [
-        (row, label)
-        for row, label in known
-        if split_at(row.point, test=holdout.test, validation=holdout.validation) == "test"
-    ]
+    test = [(row, label) for row, label in known if model.config.holdout.split_of(row.point) == "test"]
     by_class: dict[str, dict[str, CatalogueRow]] = {}
     for row, label in sorted(test or known, key=lambda one: one[0].content):
         by_class.setdefault(label, {}).setdefault(row.group, row)
