@@ -45,34 +45,49 @@ class NamedBackbone:
         return ComparedModel(backbone=self.architecture, norm=self.backbone.norm, layout_sha256=digest)
 
 
-@dataclass
-class AskedSites:
-    """The sites of a federation, and how they are asked.
+@dataclass(frozen=True)
+class Reached:
+    """The sites of a federation, and the way to them.
 
     Attributes:
         grid: Flower's Grid.
-        config: says which images, how they are prepared, who is held out, and how long an answer may take.
-        run: the id under which the sites are asked.
-        site_names: the sites that belong to the federation.
-        observer: told what happens.
+        names: the sites' names.
         clock: seconds for deadlines.
         signer: signs every request; None in a simulation.
         owners: tells which node's key is which site's; None in a simulation.
+        patience_s: how long sites that are not connected are waited for.
     """
 
     grid: Grid
-    config: FederationConfig
-    run: str
-    site_names: Sequence[str]
-    observer: Observer = field(default_factory=Silent)
+    names: Sequence[str]
     clock: Callable[[], float] = time.monotonic
     signer: RequestSigner | None = field(default=None, repr=False)
     owners: Owners | None = None
+    patience_s: float = 0.0
+
+
+@dataclass
+class AskedSites:
+    """Asks the sites of a federation.
+
+    Attributes:
+        sites: who is asked, and how.
+        config: says which images, how they are prepared, who is held out, and how long an answer may take.
+        run: the id under which the sites are asked.
+        observer: told what happens.
+    """
+
+    sites: Reached
+    config: FederationConfig
+    run: str
+    observer: Observer = field(default_factory=Silent)
 
     def described(self) -> tuple[Roster, RunState]:
         """Have the sites describe themselves."""
-        state = RunState(stages=[], sites={name: SiteState() for name in sorted(self.site_names)})
-        roster = Roster(self.grid, self.config, self.run, self.site_names, self.clock, self.signer, self.owners)
+        sites = self.sites
+        state = RunState(stages=[], sites={name: SiteState() for name in sorted(sites.names)})
+        roster = Roster(sites.grid, self.config, self.run, sites.names, sites.clock, sites.signer, sites.owners)
+        roster.await_nodes(sites.names, sites.patience_s, self.observer)
         roster.describe_missing(state, self.observer)
         return roster, state
 
@@ -114,7 +129,8 @@ class AskedSites:
             refused[name] = why
             self.observer.site_missed(name, why)
 
-        questions = Questions(self.grid, self.signer, self.config.federation.round_deadline_s, self.clock)
+        deadline_s = self.config.federation.round_deadline_s
+        questions = Questions(self.sites.grid, self.sites.signer, deadline_s, self.sites.clock)
         for name, reply in questions.valid(kind, asked, roster.nodes, beside, check, missed):
             replies[name] = reply
             self.observer.site_answered(name, reply.images, reply.seconds, None)

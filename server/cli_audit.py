@@ -9,7 +9,7 @@ import typer
 from aiseeme_models.errors import InputError
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console
-from server.cli_options import Device, Federation, Json, OwnImages, Partition, Runs, Sites
+from server.cli_options import Device, Federation, Json, OwnImages, Partition, Runs, Sites, check_simulated
 
 if TYPE_CHECKING:
     from server.bias_report import BiasReport
@@ -60,15 +60,18 @@ def bias(
 ) -> None:
     """Tell which groups of images a model ties to which attributes, beside what untrained networks do.
 
-    Every pair of --groups is tested with every pair of --attributes, at the test patients of simulated hospitals.
+    Every pair of --groups is tested with every pair of --attributes, on test patients. A launched run's own hospitals
+    are asked, which needs the federation to be served; with --data, and for a simulated run, some are simulated.
     """
     from aiseeme_models.analysis.bias import FEWEST_UNTRAINED
     from aiseeme_models.training.device import choose_device
     from federation_configs.audit_messages import LARGEST_AUDIT, MOST_UNTRAINED
     from federation_configs.wire import SMALLEST_COMPARISON
+    from server.asked_audit import AskedAudit, parse_tests
+    from server.audit_at_hospitals import audit_own, audit_simulated
+    from server.model_reference import find_model
     from server.progress import Progress
-    from server.run_folder import runs_home
-    from server.simulated_audit import AskedAudit, audit_bias, parse_tests
+    from server.run_folder import runs_home, was_launched
     from server.subgroups import parse_subgroups
 
     tests = parse_tests(groups or [], attributes or [])
@@ -82,16 +85,22 @@ def bias(
         raise InputError(f"--untrained {untrained}: give {FEWEST_UNTRAINED} to {MOST_UNTRAINED} networks")
     asked = AskedAudit(tests, tuple(layers or ()), untrained, images, tuple(parse_subgroups(subgroups or [])))
     screen = console(stderr=as_json)
-    report, file = audit_bias(
-        run,
-        data or [],
-        asked,
-        sites=sites,
-        partition=partition,
-        device=choose_device(device),
-        home=runs_home(runs, federation),
-        progress=Progress(screen),
-    )
+    home, progress = runs_home(runs, federation), Progress(screen)
+    found = find_model(run, home)
+    if not data and was_launched(found.folder.parent):
+        check_simulated(sites=sites, partition=partition)
+        report, file = audit_own(found, asked, progress)
+    else:
+        report, file = audit_simulated(
+            found,
+            data or [],
+            asked,
+            sites=sites,
+            partition=partition,
+            device=choose_device(device),
+            home=home,
+            progress=progress,
+        )
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
         return

@@ -12,7 +12,7 @@ import typer
 
 from aiseeme_models.printable import LONGEST_LINE, printable
 from federation_configs.command_line import console, shown
-from server.cli_options import Device, Federation, Images, Json, Partition, Runs, Sites
+from server.cli_options import Device, Federation, Json, OwnImages, Partition, Runs, Sites, check_simulated
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +29,7 @@ def compare(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="Two or more: a run's id or its beginning, or its folder.")
     ],
-    data: Images,
+    data: OwnImages = None,
     sites: Sites = None,
     partition: Partition = None,
     images: Annotated[
@@ -46,16 +46,20 @@ def compare(
     federation: Federation = None,
     as_json: Json = False,
 ) -> None:
-    """Compare models block by block on the held-out images of simulated hospitals: CKA, SVCCA, effective rank."""
+    """Compare models block by block on held-out images of hospitals: CKA, SVCCA, effective rank.
+
+    A launched run's own hospitals are asked, which needs the federation to be served; with --data, and for a simulated
+    run, some are simulated. The first run counts.
+    """
     from aiseeme_models.errors import InputError
     from aiseeme_models.training.device import choose_device
     from federation_configs.wire import LARGEST_COMPARISON, SMALLEST_COMPARISON
+    from server.compare_at_hospitals import compare_models
     from server.model_reference import find_model
     from server.progress import Progress
     from server.report.audits import compared_pairs, save_likeness
     from server.report.likeness_plot import check_plot, draw_likeness
-    from server.run_folder import runs_home
-    from server.simulated_comparison import compare_models
+    from server.run_folder import runs_home, was_launched
 
     if images % SMALLEST_COMPARISON or not SMALLEST_COMPARISON <= images <= LARGEST_COMPARISON:
         raise InputError(
@@ -66,10 +70,12 @@ def compare(
         check_plot(plot)
     screen = console(stderr=as_json)
     home = runs_home(runs, federation)
-    kept_in = find_model(models[0], home).folder.parent if save else None
+    first = find_model(models[0], home).folder.parent
+    if not data and was_launched(first):
+        check_simulated(sites=sites, partition=partition)
     pairs = compare_models(
         models,
-        data,
+        data or [],
         sites=sites,
         partition=partition,
         images=images,
@@ -80,7 +86,7 @@ def compare(
     known = compared_pairs([asdict(pair) for pair in pairs])
     if plot is not None:
         draw_likeness(known, plot)
-    kept = None if kept_in is None else save_likeness(kept_in, known)
+    kept = save_likeness(first, known) if save else None
     if as_json:
         typer.echo(json.dumps([asdict(pair) for pair in pairs], indent=2))
         return

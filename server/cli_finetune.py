@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from aiseeme_models.errors import InputError
 from federation_configs.command_line import console
-from server.cli_options import Device, Federation, Json, RunId, Runs, Sites
+from server.cli_options import Device, Federation, Json, RunId, Runs, Sites, check_simulated
 from server.cli_serve import watch
 
 
@@ -79,11 +78,7 @@ def finetune(
         from server.federation_home import FederationHome
         from server.launching import launch
 
-        for option, given in (("--sites", sites), ("--partition", partition), ("--engine", engine != "local")):
-            if given:
-                raise InputError(
-                    f"{option}: the run's own hospitals train, each on its machine; give --data to simulate some"
-                )
+        check_simulated(sites=sites, partition=partition, engine=engine != "local")
         loaded, folder = prepare(asked, home=home)
         served = FederationHome(home.resolve().parent)
         watch(served, launch(served, loaded, None if scratch else folder), as_json)

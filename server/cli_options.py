@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from aiseeme_models.errors import InputError
+
 Runs = Annotated[
     Path | None,
     typer.Option(
@@ -45,3 +47,19 @@ Partition = Annotated[
     str | None, typer.Option(help="How: iid | dirichlet:ALPHA | quantity:ALPHA | by:COLUMN (default iid).")
 ]
 Device = Annotated[str, typer.Option(help="Torch device of the sites: auto, cpu, cuda, cuda:1, ...")]
+
+
+def check_simulated(**given: object) -> None:
+    """Refuse options of simulated hospitals where the real ones work.
+
+    Args:
+        given: what a person gave, by the option's name; false where nothing was given.
+
+    Raises:
+        InputError: with the first one.
+    """
+    for option, value in given.items():
+        if value:
+            raise InputError(
+                f"--{option}: the run's own hospitals work, each on its machine; give --data to simulate some"
+            )

@@ -9,7 +9,9 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -21,7 +23,6 @@ from federation_configs.signatures import load_signing_key
 from server.exchange import RunStopped
 from server.federation_home import FederationHome
 from server.final_files import FinalFiles
-from server.flower_adapter import Link
 from server.given_start import given_start
 from server.global_model import backbone_of
 from server.probing import ProbeOutcome
@@ -29,13 +30,16 @@ from server.progress import Progress
 from server.registry import RunRegistry, RunStatus
 from server.request_signing import RequestSigner
 from server.results import Results
-from server.roster import Owners
 from server.rounds import RoundLoop
 from server.run_folder import CONFIG, FederationPlan, StopRequest, held, registry_url
-from server.service_files import ENDED, ServiceFiles
-from server.site_registry import SiteRegistry
+from server.served_sites import owners_of
+from server.service_files import ENDED, ServiceFiles, superlink_of
 from server.superlink_grid import SuperLinkGrid
 
+if TYPE_CHECKING:
+    from server.flower_adapter import Link
+
+_TURN_S = 0.5
 _NO_PROBE = "a coordinator has no images: `aiseeme evaluate` probes the backbone on a labelled folder"
 
 
@@ -48,7 +52,7 @@ def play(home: FederationHome, run: str) -> Results:
     """
     folder = home.runs / run
     registry = RunRegistry(registry_url(home.runs))
-    with held(folder):
+    with held(folder), contextlib.ExitStack() as command:
         try:
             config, plan = load_config(folder / CONFIG), FederationPlan.load(folder)
         except InputError as damaged:  # asked again it would be no better
@@ -65,9 +69,9 @@ def play(home: FederationHome, run: str) -> Results:
         grid: SuperLinkGrid | None = None
         try:
             stop = StopRequest(folder)
-            address = ServiceFiles(home.folder).link_address
-            link = Link.of(address, home.link_authority, home.superexec_secret)
+            link = superlink_of(home)
             _end_former(link, folder)
+            command.enter_context(_commanding(ServiceFiles(home.folder), stop, progress))
             grid = SuperLinkGrid(link, stopped=lambda: bool(stop), on_begin=lambda now: _note_former(folder, now))
             loop = RoundLoop(
                 grid,
@@ -78,7 +82,7 @@ def play(home: FederationHome, run: str) -> Results:
                 progress,
                 signing_key=signing_key,
                 signer=RequestSigner(signing_key, home.config.name),
-                owners=_owners(grid, home),
+                owners=owners_of(grid, home),
                 rejoin_s=config.federation.rejoin_s,
                 begins=given_start(plan.initial, config, folder),
             )
@@ -105,15 +109,27 @@ def play(home: FederationHome, run: str) -> Results:
         return results
 
 
-def _owners(grid: SuperLinkGrid, home: FederationHome) -> Owners:
-    """Whose node is whose: the SuperLink knows each node by its key, the federation each key by its site."""
-    sites = SiteRegistry(home.sites_url)
+@contextlib.contextmanager
+def _commanding(files: ServiceFiles, stop: StopRequest, progress: Progress) -> Iterator[None]:
+    """Be the one that asks the sites, once an audit or comparison of models that is under way has ended.
 
-    def owners() -> dict[int, str]:
-        names = sites.names_by_key()
-        return {node: names[key] for key, node in grid.registered().items() if key in names}
-
-    return owners
+    Raises:
+        RunStopped: the run was asked to stop before that.
+    """
+    with contextlib.ExitStack() as command:
+        told = False
+        while True:
+            try:
+                command.enter_context(files.commanding("its sites answer another question"))
+                break
+            except InputError as busy:
+                if stop:
+                    raise RunStopped("stopped by the coordinator") from None
+                if not told:
+                    progress.say(f"waiting: {busy}")
+                told = True
+                time.sleep(_TURN_S)
+        yield
 
 
 def _note_former(folder: Path, flower_run: int) -> None:

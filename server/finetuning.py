@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from aiseeme_models.errors import InputError
 from federation_configs.downstream import downstream_config, learns_labels
 from federation_configs.loading import check_config, load_config
-from server.run_folder import CONFIG, FEDERATION_PLAN, SimulationPlan, existing_registry
+from server.run_folder import CONFIG, SimulationPlan, existing_registry, was_launched
 from server.simulation import simulate
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def is_played_by_hospitals(asked: AskedFineTuning, *, home: Path) -> bool:
         InputError: no such run.
     """
     row = existing_registry(home).get(asked.run)
-    return not asked.data and (home / row.id / FEDERATION_PLAN).exists()
+    return not asked.data and was_launched(home / row.id)
 
 
 def _config(asked: AskedFineTuning, pretrained: FederationConfig) -> FederationConfig:

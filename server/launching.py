@@ -13,8 +13,8 @@ from aiseeme_models.errors import InputError, RunFailed
 from federation_configs.loading import config_sha256, to_toml
 from server.given_start import GivenStart
 from server.registry import UNFINISHED, RunRegistry, RunRow, new_run_id
-from server.run_folder import CONFIG, FEDERATION_PLAN, FederationPlan, StopRequest, registry_url
-from server.service_files import ServiceFiles
+from server.run_folder import CONFIG, FederationPlan, StopRequest, registry_url, was_launched
+from server.service_files import ServiceFiles, check_served
 from server.site_registry import SiteRegistry
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def launch(home: FederationHome, config: FederationConfig, initial: Path | None 
         InputError: nobody serves the federation, its sites are not those that the configuration asks for, or there is
             no such backbone.
     """
-    _is_served(home)
+    check_served(home)
     names = _invited(home, config)
     given = None if initial is None else GivenStart.of(initial, config)
     home.runs.mkdir(exist_ok=True, mode=0o700)
@@ -72,7 +72,7 @@ def resume(home: FederationHome, run: str) -> str:
     row = registry.get(run)
     if row.status == "done":
         raise InputError(f"{row.id} is done; `aiseeme show {row.id}` shows it")
-    _is_served(home)
+    check_served(home)
     if row.status not in UNFINISHED:
         StopRequest(home.runs / row.id).withdraw()
         registry.update(row.id, {"status": "queued", "reason": "", "pid": None})
@@ -91,7 +91,7 @@ def stop(home: FederationHome, run: str) -> RunRow:
     folder = home.runs / row.id
     if row.status in UNFINISHED and not folder.is_dir():
         return registry.update(row.id, {"status": "stopped", "reason": "its folder is gone", "pid": None})
-    if not (folder / FEDERATION_PLAN).exists():
+    if not was_launched(folder):
         raise InputError(f"{row.id} is a simulation: Ctrl-C stops it where it runs")
     if row.status not in UNFINISHED:
         raise InputError(f"{row.id} has ended already: {row.status}")
@@ -126,12 +126,6 @@ def follow(home: FederationHome, run: str, show: Callable[[str], None]) -> RunRo
             if not ServiceFiles(home.folder).is_held():
                 raise RunFailed(f"`aiseeme serve` has ended; run {run} goes on when it is started again")
             time.sleep(_TURN_S)
-
-
-def _is_served(home: FederationHome) -> None:
-    _ = home.config  # raises where there is no federation: then none can be served
-    if not ServiceFiles(home.folder).is_held():
-        raise InputError(f"{home.folder}: nobody serves this federation: start `aiseeme serve` first")
 
 
 def _invited(home: FederationHome, config: FederationConfig) -> Sequence[str]:

@@ -99,6 +99,11 @@ class FederationPlan(_Plan):
     initial: GivenStart | None = None
 
 
+def was_launched(folder: Path) -> bool:
+    """Whether a run's folder is of one that the hospitals of a federation have played."""
+    return (folder / FEDERATION_PLAN).is_file()
+
+
 class SimulationPlan(_Plan):
     """What a simulation needs to be played again: data, partition, engine.
 

@@ -18,8 +18,8 @@ from server.federation_home import FederationHome
 from server.flower_adapter import Link
 from server.gateway import check_gateway, check_port, end_leftovers, gateway_command, write_gateway
 from server.registry import UNFINISHED, RunRegistry
-from server.run_folder import FEDERATION_PLAN, is_held, registry_url
-from server.service_files import ENDED, ServiceFiles
+from server.run_folder import is_held, registry_url, was_launched
+from server.service_files import ENDED, ServiceFiles, superlink_of
 from server.site_registry import SiteRegistry
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class _Runs:
     def _next(self) -> RunRow | None:
         """The run to be played now: one that was interrupted before one that waits, the older one first."""
         waiting = sorted(self._registry.unfinished(), key=lambda row: (row.status != "running", row.created))
-        launched = (row for row in waiting if (self._home.runs / row.id / FEDERATION_PLAN).exists())
+        launched = (row for row in waiting if was_launched(self._home.runs / row.id))
         return next((row for row in launched if not is_held(self._home.runs / row.id)), None)
 
     def _play(self, row: RunRow) -> None:
@@ -159,7 +159,7 @@ def serve(home: FederationHome) -> None:
     with files.held():
         home.runs.mkdir(exist_ok=True, mode=0o700)
         port = files.choose_link_port()
-        link = Link.of(files.link_address, home.link_authority, home.superexec_secret)
+        link = superlink_of(home)
         environment = quiet_environment(files.flower_home)
         superlink = Kept(
             "the SuperLink",

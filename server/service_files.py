@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiseeme_models.atomic_files import write_atomically
-from aiseeme_models.errors import RunFailed
+from aiseeme_models.errors import InputError, RunFailed
 from federation_configs.one_process import holding, is_held
 
-LOCK = "lock"
+LOCK, COMMAND = "lock", "command.lock"
 ENDED = 3
 """Exit code of a run's process where the run has failed or was stopped: no crash, for which Python's is 1."""
 
 if TYPE_CHECKING:
     from server.federation_home import FederationHome
+    from server.flower_adapter import Link
 
 _ADDRESS = re.compile(r"127\.0\.0\.1:\d{1,5}")
 
@@ -50,6 +51,16 @@ class ServiceFiles:
     def is_held(self) -> bool:
         """Whether `aiseeme serve` is running."""
         return is_held(self.folder / LOCK)
+
+    @contextmanager
+    def commanding(self, busy: str) -> Iterator[None]:
+        """Be the one process that asks the sites: the SuperLink hands a task to whoever claims one first.
+
+        Raises:
+            InputError: another process does; the text is ``busy``.
+        """
+        with holding(self.folder / COMMAND, busy):
+            yield
 
     def choose_link_port(self) -> int:
         """The SuperLink's port on loopback: the one of last time where it is free, as the gateway knows it."""
@@ -85,19 +96,38 @@ class ServiceFiles:
         return text if _ADDRESS.fullmatch(text) else None
 
 
+def check_served(home: FederationHome) -> None:
+    """Raise unless `aiseeme serve` serves the federation.
+
+    Raises:
+        InputError: there is no federation, or nobody serves it.
+    """
+    _ = home.config  # raises where there is no federation: then none can be served
+    if not ServiceFiles(home.folder).is_held():
+        raise InputError(f"{home.folder}: nobody serves this federation: start `aiseeme serve` first")
+
+
+def superlink_of(home: FederationHome) -> Link:
+    """The way to the federation's SuperLink.
+
+    Raises:
+        RunFailed: `aiseeme serve` was never started.
+    """
+    from server.flower_adapter import Link
+
+    return Link.of(ServiceFiles(home.folder).link_address, home.link_authority, home.superexec_secret)
+
+
 def sites_online(home: FederationHome) -> frozenset[str] | None:
     """Names of the active sites that are connected now; None where nobody serves the federation, so nobody can tell."""
-    files = ServiceFiles(home.folder)
-    if not files.is_held():
+    if not ServiceFiles(home.folder).is_held():
         return None
     import httpx
 
-    from server.flower_adapter import Link
     from server.site_registry import SiteRegistry
 
-    link = Link.of(files.link_address, home.link_authority, home.superexec_secret)
     try:
-        online = link.online()
+        online = superlink_of(home).online()
     except httpx.HTTPError:
         return None
     names = SiteRegistry(home.sites_url).names_by_key()

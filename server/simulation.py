@@ -26,6 +26,7 @@ from client.site_home import SiteHome
 from federation_configs.downstream import learns_labels
 from federation_configs.loading import config_sha256, load_config, to_toml
 from federation_configs.schema import FederationConfig
+from server.asked_sites import Reached
 from server.assessment import assess
 from server.final_files import FinalFiles
 from server.flower_adapter import site_index
@@ -341,6 +342,12 @@ def _play(
 def local_grid(sites: Sequence[Site]) -> LocalGrid:
     """A Grid of these sites in this process."""
     return LocalGrid(make_client_app(lambda context: sites[site_index(context)]), len(sites))
+
+
+def reached(sites: Sequence[Site]) -> Reached:
+    """The way to these sites in this process."""
+    grid = local_grid(sites)
+    return Reached(grid, [site.name for site in sites], grid.clock)
 
 
 MakeLoop = Callable[["Grid", Callable[[], float], bool], RoundLoop]

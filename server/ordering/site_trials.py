@@ -17,7 +17,7 @@ from server.heldout import score_at_sites
 from server.questions import Questions
 from server.roster import Roster
 from server.run_state import RunState, SiteState
-from server.simulation import local_grid
+from server.simulation import local_grid, reached
 from server.study.bench import Bench
 from server.study.dealing import Training
 
@@ -70,9 +70,8 @@ class SiteTrials:
         """
         key = (first, second) if first <= second else (second, first)
         if key not in self._distances:
-            config, grid = self.bench.config, local_grid(self.bench.sites)
-            names = [site.name for site in self.bench.sites]
-            comparison = Comparison(grid, config, _RUN, names, observer=self.observer, clock=grid.clock)
+            config = self.bench.config
+            comparison = Comparison(reached(self.bench.sites), config, _RUN, self.observer)
             named = [
                 NamedBackbone(str(number), config.model.backbone, self._backbone(one)) for number, one in enumerate(key)
             ]

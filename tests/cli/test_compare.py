@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from aiseeme_models.errors import InputError, RunFailed
+from server.compare_at_hospitals import compare_models
 from server.model_reference import find_model
 from server.progress import Progress
-from server.simulated_comparison import compare_models
 from tests.cli.commands import called, site_options
 from tests.conftest import write_pictures
 from tests.server.finished_runs import finished_run, run_config

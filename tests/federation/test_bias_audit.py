@@ -33,7 +33,7 @@ from client.site_home import SiteHome
 from federation_configs.audit_messages import AuditRequest, told_effect, told_p, told_size
 from federation_configs.records import Enclosure, pack
 from federation_configs.wire import ComparedModel, SiteError
-from server.asked_sites import NamedBackbone
+from server.asked_sites import NamedBackbone, Reached
 from server.bias_audit import AuditOutcome, BiasAudit
 from server.local_grid import LocalGrid
 from server.request_signing import RequestSigner
@@ -85,7 +85,7 @@ def tied(tied_folders: list[Path], site_home: SiteHome, tmp_path: Path) -> InPro
 def audited(made: InProcess, tests: tuple[AssociationTest, ...] = (SEX,), **changes: Any) -> AuditOutcome:
     grid = LocalGrid(made.app(), len(made.sites))
     names = [site.name for site in made.sites]
-    asker = BiasAudit(grid, CONFIG, "audit-1", names, clock=grid.clock, **changes)
+    asker = BiasAudit(Reached(grid, names, grid.clock, **changes), CONFIG, "audit-1")
     named = NamedBackbone("run-1", "tiny", tint_network())
     return asker.of(named, tests, layers=LAYERS, untrained=UNTRAINED, images=256)
 
@@ -404,7 +404,7 @@ def test_half_precision_and_the_images_that_are_asked_for_change_little(tied: In
     exact = {one.layer: one for one in audited(tied).pooled}
     half = CONFIG.model_copy(update={"federation": CONFIG.federation.model_copy(update={"transfer": "float16"})})
     grid = LocalGrid(tied.app(), 2)
-    asker = BiasAudit(grid, half, "audit-1", ["alpha", "beta"], clock=grid.clock)
+    asker = BiasAudit(Reached(grid, ["alpha", "beta"], grid.clock), half, "audit-1")
     named = NamedBackbone("run-1", "tiny", tint_network())
     told = asker.of(named, (SEX,), layers=LAYERS, untrained=UNTRAINED, images=64)
     assert told.images == {"alpha": 60, "beta": 60}
@@ -419,7 +419,7 @@ def test_statistics_that_stay_at_the_sites_are_made_anew(norm: Any, tied: InProc
     layers = ("stem/pooled", "layer4/map")
     site = tied.sites[0]
     grid = LocalGrid(tied.app(), 2)
-    asker = BiasAudit(grid, CONFIG, "audit-1", ["alpha", "beta"], clock=grid.clock)
+    asker = BiasAudit(Reached(grid, ["alpha", "beta"], grid.clock), CONFIG, "audit-1")
     told = asker.of(NamedBackbone("run-1", "resnet-tiny", backbone), (SEX,), layers=layers, untrained=5, images=256)
     plain = BatchAugmentation.of(CONFIG.images.resolved_preset).plain
     images = site.images(CONFIG.images, "test", CONFIG.holdout)

@@ -24,7 +24,7 @@ from client.site import Site
 from client.site_config import BudgetOptions, PolicyOptions
 from federation_configs.schema import FederationConfig
 from federation_configs.wire import AnalyseReply, AnalyseRequest, ComparedModel, SiteError, told_likeness, told_rank
-from server.asked_sites import NamedBackbone
+from server.asked_sites import NamedBackbone, Reached
 from server.comparison import Comparison, Pair
 from server.local_grid import LocalGrid
 from server.request_signing import RequestSigner
@@ -40,7 +40,8 @@ def backbone(seed: int, name: str = "resnet-tiny", channels: int = 3) -> NamedBa
 
 def comparison(made: InProcess, config: FederationConfig = CONFIG, **changes: Any) -> Comparison:
     grid = LocalGrid(made.app(), len(made.sites))
-    return Comparison(grid, config, "compare-1", [site.name for site in made.sites], clock=grid.clock, **changes)
+    names = [site.name for site in made.sites]
+    return Comparison(Reached(grid, names, grid.clock, **changes), config, "compare-1")
 
 
 def heldout(site: Site) -> CachedImages:

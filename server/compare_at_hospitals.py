@@ -1,18 +1,21 @@
-"""``aiseeme compare``: models compared at simulated hospitals, by the messages that real ones answer."""
+"""``aiseeme compare``: models compared at the hospitals that played the first one's run, or at simulated ones."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from aiseeme_models.errors import InputError
 from server.asked_sites import NamedBackbone
+from server.audited_hospitals import audited_hospitals
 from server.comparison import Comparison, Pair
 from server.model_reference import FoundModel, find_model
 from server.progress import Progress
 from server.registry import new_run_id
-from server.simulation import hospitals_of, local_grid
+from server.run_folder import was_launched
+from server.served_sites import own_hospitals
+from server.simulation import reached
 
 
 def compare_models(
@@ -26,19 +29,21 @@ def compare_models(
     home: Path,
     progress: Progress,
 ) -> list[Pair]:
-    """Compare each model with each other one on the held-out images of simulated hospitals.
+    """Compare each model with each other one on held-out images of hospitals.
 
     Args:
         references: two or more models, see `find_model`. The first one's configuration says how images are prepared and
             who is held out.
-        data, sites, partition: the hospitals, as in `server.simulation.simulate`.
+        data, sites, partition: simulated hospitals, as in `server.simulation.simulate`; no folder: the hospitals of
+            the first run, simulated or real.
         images: most images of a hospital: a multiple of 64.
         device: torch device of the sites.
         home: the folder of all runs.
         progress: shows what happens.
 
     Raises:
-        InputError: a model is unreadable, they cannot be compared, or the data do not fit.
+        InputError: a model is unreadable, they cannot be compared, the data do not fit, nobody serves the
+            federation, or its sites are at work.
         RunFailed: no hospital has images enough.
     """
     if len(references) < 2:
@@ -47,23 +52,19 @@ def compare_models(
     _check_alike(models)
     config = models[0].config
     names = _names([model.run for model in models])
-    with tempfile.TemporaryDirectory() as scratch:
-        hospitals = hospitals_of(config, data, sites, partition, device, home, Path(scratch), progress)
-        grid = local_grid(hospitals.sites)
-        comparison = Comparison(
-            grid,
-            config,
-            new_run_id(),
-            [site.name for site in hospitals.sites],
-            observer=progress,
-            clock=grid.clock,
-            images=images,
-        )
-        named = [
-            NamedBackbone(name, model.config.model.backbone, model.backbone)
-            for name, model in zip(names, models, strict=True)
-        ]
-        return comparison.of_all(named)
+    named = [
+        NamedBackbone(name, model.config.model.backbone, model.backbone)
+        for name, model in zip(names, models, strict=True)
+    ]
+    with ExitStack() as opened:
+        if not data and was_launched(models[0].folder.parent):
+            there = opened.enter_context(own_hospitals(models[0]))
+        else:
+            hospitals = audited_hospitals(
+                models[0], data, sites=sites, partition=partition, device=device, home=home, progress=progress
+            )
+            there = reached(opened.enter_context(hospitals).sites)
+        return Comparison(there, config, new_run_id(), progress, images).of_all(named)
 
 
 def _check_alike(models: Sequence[FoundModel]) -> None:
