@@ -26,6 +26,7 @@ from aiseeme_models.options import Options
 from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
 from aiseeme_models.pretext.heads import mlp
 from aiseeme_models.pretext.patches import CELLS, check_image_size, cut_patches
+from aiseeme_models.pretext.statistics import own_statistics, remember_statistics
 
 
 class JigsawOptions(Options):
@@ -107,18 +108,26 @@ class Jigsaw(PretextTask):
         check_image_size("jigsaw", image_size)
 
     def views(self, images: Tensor, augmentation: BatchAugmentation, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """``(9B, C, p, p)`` patches in the shuffled order and ``(B,)`` int64 permutations."""
+        """``(9B, C, p, p)`` patches in the shuffled order, the images, and ``(B,)`` int64 permutations."""
         upright = augmentation.upright().grayscale(self.options.grayscale_p)(images, generator)  # (B, C, H, W)
         patches = cut_patches(upright, generator)  # (9B, C, p, p)
         puzzles = torch.randint(self.options.permutations, (len(images),), generator=generator)  # (B,)
         order = permutation_set(self.options.permutations)[puzzles] + CELLS * torch.arange(len(images)).unsqueeze(1)
-        return patches[order.flatten().to(patches.device)], puzzles.to(images.device)
+        shuffled = patches[order.flatten().to(patches.device)]
+        return shuffled, augmentation.plain(images), puzzles.to(images.device)
 
     def loss(self, views: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Cross-entropy over the permutations."""
-        patches, puzzles = views
-        logits = self.head(self.backbone(patches))  # (B, P)
+        patches, _, puzzles = views
+        with own_statistics(self.backbone):
+            features = self.backbone(patches)  # (9B, D)
+        logits = self.head(features)  # (B, P)
         return F.cross_entropy(logits.float(), puzzles)
+
+    def after_step(self, views: tuple[Tensor, ...], progress: float) -> None:
+        """See `PretextTask.after_step`: the backbone remembers the statistics of images."""
+        if views:  # none where a private step drew nobody
+            remember_statistics(self.backbone, views[1])
 
     def chance_loss(self, batch_size: int) -> float:
         """ln P."""

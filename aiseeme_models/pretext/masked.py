@@ -22,6 +22,7 @@ from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
 from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
+from aiseeme_models.pretext.statistics import own_statistics, remember_statistics
 
 _SQUARES_A_SIDE = 6  # SimMIM: 32 px of 192
 _SMALLEST_SQUARE = 4
@@ -124,9 +125,16 @@ class Masked(PretextTask):
         """L1 on the hidden pixels, in units of the normalised images."""
         whole, hidden = views
         height, width = whole.shape[2:]
-        reconstructed = self.head(self.backbone.forward_map(whole.masked_fill(hidden, 0)))
+        with own_statistics(self.backbone):
+            features = self.backbone.forward_map(whole.masked_fill(hidden, 0))  # (B, D, h, w)
+        reconstructed = self.head(features)
         # The cells of a map of an image that the stride does not divide reach beyond its right and lower edge.
         return masked_l1(reconstructed[..., :height, :width], whole, hidden)
+
+    def after_step(self, views: tuple[Tensor, ...], progress: float) -> None:
+        """See `PretextTask.after_step`: the backbone remembers the statistics of images without holes."""
+        if views:  # none where a private step drew nobody
+            remember_statistics(self.backbone, views[0])
 
     def chance_loss(self, batch_size: int) -> None:
         """None: answering with the mean everywhere costs what the images' contrast is."""

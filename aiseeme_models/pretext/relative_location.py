@@ -19,6 +19,7 @@ from aiseeme_models.options import Options
 from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
 from aiseeme_models.pretext.heads import mlp
 from aiseeme_models.pretext.patches import CELLS, check_image_size, cut_patches
+from aiseeme_models.pretext.statistics import own_statistics, remember_statistics
 
 _CENTRE = 4
 _NEIGHBOURS = 8
@@ -63,20 +64,26 @@ class RelativeLocation(PretextTask):
         check_image_size("relative-location", image_size)
 
     def views(self, images: Tensor, augmentation: BatchAugmentation, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """``(9B, C, p, p)`` patches in row-major order of the grid, with p = 3/4 of a third of H."""
+        """``(9B, C, p, p)`` patches in row-major order of the grid, with p = 3/4 of a third of H; the images."""
         upright = augmentation.upright().grayscale(self.options.grayscale_p)(images, generator)  # (B, C, H, W)
-        return (cut_patches(upright, generator),)
+        return cut_patches(upright, generator), augmentation.plain(images)
 
     def loss(self, views: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Cross-entropy over the eight places."""
-        (patches,) = views
-        features = self.backbone(patches).unflatten(0, (-1, CELLS))  # (B, 9, D)
+        patches, _ = views
+        with own_statistics(self.backbone):
+            features = self.backbone(patches).unflatten(0, (-1, CELLS))  # (B, 9, D)
         centre = features[:, _CENTRE : _CENTRE + 1].expand(-1, _NEIGHBOURS, -1)  # (B, 8, D)
         neighbours = torch.cat([features[:, :_CENTRE], features[:, _CENTRE + 1 :]], dim=1)  # (B, 8, D)
         pairs = torch.cat([neighbours, centre], dim=2).flatten(0, 1)  # (8B, 2D)
         logits = self.head(pairs)  # (8B, 8)
         targets = torch.arange(_NEIGHBOURS, device=logits.device).repeat(len(features))  # (8B,)
         return F.cross_entropy(logits.float(), targets)
+
+    def after_step(self, views: tuple[Tensor, ...], progress: float) -> None:
+        """See `PretextTask.after_step`: the backbone remembers the statistics of images."""
+        if views:  # none where a private step drew nobody
+            remember_statistics(self.backbone, views[1])
 
     def chance_loss(self, batch_size: int) -> float:
         """ln 8."""

@@ -56,7 +56,7 @@ def test_a_smaller_set_is_the_start_of_a_larger_one_and_every_hospital_has_the_s
 def test_the_patches_stand_in_the_order_that_the_answer_names(tiny_task):
     cells = torch.arange(9).view(3, 3).repeat_interleave(16, 0).repeat_interleave(16, 1)  # (48, 48)
     images = (28 * cells).to(torch.uint8).expand(200, 3, 48, 48)
-    patches, puzzles = tiny_task("jigsaw", permutations=20).views(images, AS_IT_IS, generator(1))
+    patches, _, puzzles = tiny_task("jigsaw", permutations=20).views(images, AS_IT_IS, generator(1))
     assert patches.shape == (1800, 3, 12, 12)
     shown = (patches * 255 / 28).round().long().flatten(1)
     assert torch.equal(shown.min(dim=1).values, shown.max(dim=1).values)
@@ -66,7 +66,7 @@ def test_the_patches_stand_in_the_order_that_the_answer_names(tiny_task):
 
 def test_the_loss_is_that_of_patches_encoded_one_by_one(tiny_task, toy_images, augmentation):
     task = tiny_task("jigsaw", permutations=7, patch_dim=5, hidden_dim=11)
-    patches, puzzles = task.views(toy_images(3).pixels, augmentation, generator(1))
+    patches, whole, puzzles = task.views(toy_images(3).pixels, augmentation, generator(1))
     layer, norm, classifier = task.head[0], task.head[1], task.head[-1]
     total = torch.zeros(())
     for image in range(3):
@@ -78,7 +78,7 @@ def test_the_loss_is_that_of_patches_encoded_one_by_one(tiny_task, toy_images, a
         hidden = F.layer_norm(torch.cat(parts, dim=1) @ classifier[0].weight.T, (11,))
         logits = (F.relu(hidden) @ classifier[3].weight.T + classifier[3].bias)[0]
         total = total - (logits[puzzles[image]] - logits.exp().sum().log()) / 3
-    loss = task.loss((patches, puzzles), generator(2))
+    loss = task.loss((patches, whole, puzzles), generator(2))
     assert loss.item() == pytest.approx(total.item(), abs=1e-5)
     weights = [task.backbone.conv1.weight, layer.weight, classifier[3].weight]
     for own, other in zip(torch.autograd.grad(loss, weights), torch.autograd.grad(total, weights), strict=True):

@@ -1,0 +1,50 @@
+"""Running statistics of batch norm, for tasks that do not look at whole images.
+
+Patches of 12 pixels, or images of which most is hidden, have other means and variances than images. A backbone that
+remembers theirs is worse on images than it could be: on HAM10000 a linear probe of SimCLR, then relative location, had
+0.417 with the statistics of patches and 0.456 with those of images, of the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from aiseeme_models.backbones import Backbone
+
+_ONE_IN = 4  # images of a batch: their mean over many steps is as good, for a fourth of the time
+
+
+@contextmanager
+def own_statistics(backbone: Backbone) -> Iterator[None]:
+    """What passes within the block is normalised by its own statistics, in evaluation too; none are remembered."""
+    before = [(layer, layer.momentum, layer.training) for layer in _layers(backbone)]
+    for layer, _, _ in before:
+        layer.momentum = 0.0
+        layer.train()
+    try:
+        yield
+    finally:
+        for layer, momentum, training in before:
+            layer.momentum = momentum
+            layer.train(training)
+
+
+@torch.no_grad()
+def remember_statistics(backbone: Backbone, images: Tensor) -> None:
+    """Move the running statistics towards those of a batch of whole images.
+
+    Args:
+        backbone: in training mode; without batch norm nothing happens.
+        images: ``(B, C, H, W)`` float32, normalised, in random order; the first quarter, and two at least, are used.
+    """
+    if _layers(backbone):
+        backbone.forward_map(images[: max(2, len(images) // _ONE_IN)])
+
+
+def _layers(backbone: Backbone) -> list[_BatchNorm]:
+    return [layer for layer in backbone.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
