@@ -40,7 +40,7 @@ batch_size = 8
 min_sites = 2
 [holdout]
 test = 0.3
-validation = 0.2
+validation = 0.4
 [downstream.pattern]
 classes = { stripes = ["stripes"], blobs = ["blobs"] }
 rounds = 3
@@ -64,7 +64,7 @@ batch_size = 8
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished pretraining run of two hospitals: the folder of runs, and its id."""
     root = tmp_path_factory.mktemp("finetune")
-    folders = [write_pictures(root / name, 60, seed=i) for i, name in enumerate(("north", "south"))]
+    folders = [write_pictures(root / name, 80, seed=i) for i, name in enumerate(("north", "south"))]
     (root / "small.toml").write_text(CONFIG)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["aiseeme", "simulate", str(root / "small.toml"), *map(str, site_options(folders)),
