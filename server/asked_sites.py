@@ -56,6 +56,7 @@ class Reached:
         signer: signs every request; None in a simulation.
         owners: tells which node's key is which site's; None in a simulation.
         patience_s: how long sites that are not connected are waited for.
+        gone: those of the names that are not waited for.
     """
 
     grid: Grid
@@ -64,6 +65,7 @@ class Reached:
     signer: RequestSigner | None = field(default=None, repr=False)
     owners: Owners | None = None
     patience_s: float = 0.0
+    gone: Sequence[str] = ()
 
 
 @dataclass
@@ -87,7 +89,7 @@ class AskedSites:
         sites = self.sites
         state = RunState(stages=[], sites={name: SiteState() for name in sorted(sites.names)})
         roster = Roster(sites.grid, self.config, self.run, sites.names, sites.clock, sites.signer, sites.owners)
-        roster.await_nodes(sites.names, sites.patience_s, self.observer)
+        roster.await_nodes(set(sites.names) - set(sites.gone), sites.patience_s, self.observer)
         roster.describe_missing(state, self.observer)
         return roster, state
 

@@ -88,7 +88,7 @@ def bias(
     home, progress = runs_home(runs, federation), Progress(screen)
     found = find_model(run, home)
     if not data and was_launched(found.folder.parent):
-        check_simulated(sites=sites, partition=partition)
+        check_simulated(sites=sites, partition=partition, device=device != "auto")
         report, file = audit_own(found, asked, progress)
     else:
         report, file = audit_simulated(

@@ -72,7 +72,7 @@ def compare(
     home = runs_home(runs, federation)
     first = find_model(models[0], home).folder.parent
     if not data and was_launched(first):
-        check_simulated(sites=sites, partition=partition)
+        check_simulated(sites=sites, partition=partition, device=device != "auto")
     pairs = compare_models(
         models,
         data or [],

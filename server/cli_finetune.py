@@ -78,7 +78,7 @@ def finetune(
         from server.federation_home import FederationHome
         from server.launching import launch
 
-        check_simulated(sites=sites, partition=partition, engine=engine != "local")
+        check_simulated(sites=sites, partition=partition, engine=engine != "local", device=device != "auto")
         loaded, folder = prepare(asked, home=home)
         served = FederationHome(home.resolve().parent)
         watch(served, launch(served, loaded, None if scratch else folder), as_json)

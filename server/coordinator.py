@@ -11,15 +11,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import httpx
 
 from aiseeme_models.errors import InputError, RunFailed
 from federation_configs.command_line import console
 from federation_configs.downstream import learns_labels
 from federation_configs.loading import load_config
 from federation_configs.signatures import load_signing_key
+from server.command import Command, commanding
 from server.exchange import RunStopped
 from server.federation_home import FederationHome
 from server.final_files import FinalFiles
@@ -33,11 +31,8 @@ from server.results import Results
 from server.rounds import RoundLoop
 from server.run_folder import CONFIG, FederationPlan, StopRequest, held, registry_url
 from server.served_sites import owners_of
-from server.service_files import ENDED, ServiceFiles, superlink_of
+from server.service_files import ENDED
 from server.superlink_grid import SuperLinkGrid
-
-if TYPE_CHECKING:
-    from server.flower_adapter import Link
 
 _TURN_S = 0.5
 _NO_PROBE = "a coordinator has no images: `aiseeme evaluate` probes the backbone on a labelled folder"
@@ -52,7 +47,7 @@ def play(home: FederationHome, run: str) -> Results:
     """
     folder = home.runs / run
     registry = RunRegistry(registry_url(home.runs))
-    with held(folder), contextlib.ExitStack() as command:
+    with held(folder), contextlib.ExitStack() as held_now:
         try:
             config, plan = load_config(folder / CONFIG), FederationPlan.load(folder)
         except InputError as damaged:  # asked again it would be no better
@@ -69,10 +64,9 @@ def play(home: FederationHome, run: str) -> Results:
         grid: SuperLinkGrid | None = None
         try:
             stop = StopRequest(folder)
-            link = superlink_of(home)
-            _end_former(link, folder)
-            command.enter_context(_commanding(ServiceFiles(home.folder), stop, progress))
-            grid = SuperLinkGrid(link, stopped=lambda: bool(stop), on_begin=lambda now: _note_former(folder, now))
+            command = held_now.enter_context(_in_command(home, stop, progress))
+            started = time.perf_counter()
+            grid = SuperLinkGrid(command.link, stopped=lambda: bool(stop), on_begin=command.note)
             loop = RoundLoop(
                 grid,
                 config,
@@ -110,18 +104,18 @@ def play(home: FederationHome, run: str) -> Results:
 
 
 @contextlib.contextmanager
-def _commanding(files: ServiceFiles, stop: StopRequest, progress: Progress) -> Iterator[None]:
+def _in_command(home: FederationHome, stop: StopRequest, progress: Progress) -> Iterator[Command]:
     """Be the one that asks the sites, once an audit or comparison of models that is under way has ended.
 
     Raises:
         RunStopped: the run was asked to stop before that.
     """
-    with contextlib.ExitStack() as command:
+    with contextlib.ExitStack() as held_now:
+        command: Command | None = None
         told = False
-        while True:
+        while command is None:
             try:
-                command.enter_context(files.commanding("its sites answer another question"))
-                break
+                command = held_now.enter_context(commanding(home, "its sites answer another question"))
             except InputError as busy:
                 if stop:
                     raise RunStopped("stopped by the coordinator") from None
@@ -129,17 +123,7 @@ def _commanding(files: ServiceFiles, stop: StopRequest, progress: Progress) -> I
                     progress.say(f"waiting: {busy}")
                 told = True
                 time.sleep(_TURN_S)
-        yield
-
-
-def _note_former(folder: Path, flower_run: int) -> None:
-    (folder / "flower-run").write_text(str(flower_run))
-
-
-def _end_former(link: Link, folder: Path) -> None:
-    """End the Flower run of a process that was killed, so that the sites stop working for it."""
-    with contextlib.suppress(FileNotFoundError, ValueError, httpx.HTTPError):  # it ends by itself after a minute
-        link.stop_run(int((folder / "flower-run").read_text()))
+        yield command
 
 
 def main() -> None:

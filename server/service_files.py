@@ -13,7 +13,7 @@ from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import InputError, RunFailed
 from federation_configs.one_process import holding, is_held
 
-LOCK, COMMAND = "lock", "command.lock"
+LOCK = "lock"
 ENDED = 3
 """Exit code of a run's process where the run has failed or was stopped: no crash, for which Python's is 1."""
 
@@ -51,16 +51,6 @@ class ServiceFiles:
     def is_held(self) -> bool:
         """Whether `aiseeme serve` is running."""
         return is_held(self.folder / LOCK)
-
-    @contextmanager
-    def commanding(self, busy: str) -> Iterator[None]:
-        """Be the one process that asks the sites: the SuperLink hands a task to whoever claims one first.
-
-        Raises:
-            InputError: another process does; the text is ``busy``.
-        """
-        with holding(self.folder / COMMAND, busy):
-            yield
 
     def choose_link_port(self) -> int:
         """The SuperLink's port on loopback: the one of last time where it is free, as the gateway knows it."""

@@ -10,6 +10,7 @@ images that are much alike give an untrained backbone a small spread, and a heal
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from aiseeme_models.analysis.rank import spread
 from aiseeme_models.backbones import Backbone
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.pretext.base import PretextTask
+from aiseeme_models.pretext.statistics import own_statistics
 from aiseeme_models.seeding import generator
 from aiseeme_models.training.loop import Images
 
@@ -63,7 +65,8 @@ def has_collapsed(
         task.look_at(None)
         pixels = images.batch(torch.arange(count)).to(device)
         inputs = task.views(pixels, augmentation, generator(seed, "views"))[0]
-        now = _spread(task.backbone, inputs)
+        with own_statistics(task.backbone) if task.in_patches else nullcontext():
+            now = _spread(task.backbone, inputs)
         if not now < _SPREAD:
             return False
         return now < _OF_UNTRAINED * _spread(untrained().to(device).eval(), inputs)

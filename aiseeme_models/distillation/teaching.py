@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from aiseeme_models.backbones import Backbone
 from aiseeme_models.distillation.base import distillations
 from aiseeme_models.distillation.options import DistillOptions
 from aiseeme_models.pretext.base import PretextTask
+from aiseeme_models.pretext.statistics import are_own, own_statistics
 
 
 class Teaching:
@@ -19,7 +21,8 @@ class Teaching:
 
     The student's features are those that the pretext task computes anyway: every pass of its backbone that takes a
     gradient is also made by the frozen backbones, in evaluation mode, and counts alike (so do the resolutions of
-    multi-crop). A step costs one more forward pass, and two with a previous backbone.
+    multi-crop). What the student normalises by its own statistics (patches, images with holes) they do too. A step
+    costs one more forward pass, and two with a previous backbone.
 
     Args:
         options: of the stage.
@@ -44,18 +47,32 @@ class Teaching:
             task: whose backbone is the student.
             pretext: computes its loss.
         """
-        passes: list[tuple[Tensor, Tensor]] = []
+        passes: list[_Pass] = []
         with _watched(task.backbone, passes):
             alone = pretext()
-        apart = [self._distance(images, features) for images, features in passes]
+        apart = [self._distance(one) for one in passes]
         total = self._options.pretext_weight * alone + self._options.weight * torch.stack(apart).mean()
         return total, alone.detach()
 
-    def _distance(self, images: Tensor, features: Tensor) -> Tensor:
-        with torch.no_grad():
-            given = [backbone(images) for backbone in self._frozen]
-        teacher, *previous = given
-        return self._kind.loss(features, teacher, previous[0] if previous else None)
+    def _distance(self, one: _Pass) -> Tensor:
+        teacher, *previous = [_features(backbone, one) for backbone in self._frozen]
+        return self._kind.loss(one.features, teacher, previous[0] if previous else None)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A pass of the student: images ``(N, C, H, W)``, pooled features ``(N, D)``, whether by their own statistics."""
+
+    images: Tensor
+    features: Tensor
+    own: bool
+
+
+@torch.no_grad()
+def _features(frozen: Backbone, one: _Pass) -> Tensor:
+    with own_statistics(frozen) if one.own else nullcontext():
+        found: Tensor = frozen(one.images)
+    return found
 
 
 def _frozen(backbone: Backbone) -> Backbone:
@@ -63,14 +80,14 @@ def _frozen(backbone: Backbone) -> Backbone:
 
 
 @contextmanager
-def _watched(backbone: Backbone, passes: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Note the images ``(N, C, H, W)`` and pooled features ``(N, D)`` of every pass that takes a gradient."""
+def _watched(backbone: Backbone, passes: list[_Pass]) -> Iterator[None]:
+    """Note every pass that takes a gradient."""
     forward_map = backbone.forward_map
 
     def watched(images: Tensor) -> Tensor:
         features = forward_map(images)
         if features.requires_grad:
-            passes.append((images.detach(), features.mean(dim=(2, 3))))
+            passes.append(_Pass(images.detach(), features.mean(dim=(2, 3)), are_own(backbone)))
         return features
 
     backbone.forward_map = watched  # type: ignore[method-assign]

@@ -63,6 +63,7 @@ class PretextTask(nn.Module, ABC):
             ``stop = "plateau"`` goes by. Not so where the loss becomes harder as a bank or clusters take shape.
         comparable_sites: whether the held-out loss is the same at a site that has never trained the task. Not so where
             it compares with a queue of the site.
+        in_patches: whether the first of its views are patches, which pass under `own_statistics`.
         collapses_with: norms with which all images' features became one, as was measured; `check` refuses them.
     """
 
@@ -74,6 +75,7 @@ class PretextTask(nn.Module, ABC):
     per_image: tuple[str, ...] = ()
     comparable_rounds: ClassVar[bool] = True
     comparable_sites: ClassVar[bool] = True
+    in_patches: bool = False
     collapses_with: ClassVar[frozenset[Norm]] = frozenset()
 
     shared: nn.ModuleDict

@@ -75,6 +75,7 @@ class Jigsaw(PretextTask):
     """One puzzle of every image: nine patches that are encoded once each, a classifier of their order."""
 
     family = "geometric"
+    in_patches = True
     paper = "Noroozi & Favaro 2016, arXiv 1603.09246"
     recipe = Recipe("sgd", 0.1, 256, 1e-4)  # VISSL
     options_type = JigsawOptions

@@ -107,6 +107,7 @@ class MultiTask(PretextTask):
         )
         multi_task._tasks, multi_task._weighting = tuple(tasks.values()), weighting
         multi_task._counts = (0,) * len(tasks)
+        multi_task.in_patches = multi_task._tasks[0].in_patches
         multi_task.rederived = tuple(f"tasks.{name}.{own}" for name, task in tasks.items() for own in task.rederived)
         multi_task.per_image = tuple(f"tasks.{name}.{own}" for name, task in tasks.items() for own in task.per_image)
         return multi_task

@@ -39,6 +39,7 @@ class RelativeLocation(PretextTask):
     """Eight (neighbour, centre) pairs of every image, an MLP classifier on the concatenated features."""
 
     family = "geometric"
+    in_patches = True
     paper = "Doersch et al. 2015, arXiv 1505.05192"
     recipe = Recipe("sgd", 0.2, 512, 1e-4)  # OpenSelfSup
     options_type = RelativeLocationOptions

@@ -16,22 +16,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from aiseeme_models.backbones import Backbone
 
-_ONE_IN = 4  # images of a batch: their mean over many steps is as good, for a fourth of the time
+# Of a batch: their mean over many steps is as good, for a fourth of the time. Never of a few: they leave a site.
+_ONE_IN, _AT_LEAST = 4, 16
 
 
 @contextmanager
 def own_statistics(backbone: Backbone) -> Iterator[None]:
     """What passes within the block is normalised by its own statistics, in evaluation too; none are remembered."""
-    before = [(layer, layer.momentum, layer.training) for layer in _layers(backbone)]
-    for layer, _, _ in before:
-        layer.momentum = 0.0
+    before = [(layer, layer.training) for layer in _layers(backbone) if layer.track_running_stats]
+    for layer, _ in before:
+        layer.track_running_stats = False
         layer.train()
     try:
         yield
     finally:
-        for layer, momentum, training in before:
-            layer.momentum = momentum
+        for layer, training in before:
+            layer.track_running_stats = True
             layer.train(training)
+
+
+def are_own(backbone: Backbone) -> bool:
+    """Whether it is in the block of `own_statistics` now."""
+    return any(not layer.track_running_stats for layer in _layers(backbone))
 
 
 @torch.no_grad()
@@ -40,11 +46,11 @@ def remember_statistics(backbone: Backbone, images: Tensor) -> None:
 
     Args:
         backbone: in training mode; without batch norm nothing happens.
-        images: ``(B, C, H, W)`` float32, normalised, in random order; the first quarter, and two at least, are used.
+        images: ``(B, C, H, W)`` float32, normalised, in random order; the first quarter is used, 16 at least.
     """
     if _layers(backbone):
-        backbone.forward_map(images[: max(2, len(images) // _ONE_IN)])
+        backbone.forward_map(images[: max(_AT_LEAST, len(images) // _ONE_IN)])
 
 
 def _layers(backbone: Backbone) -> list[_BatchNorm]:
-    return [layer for layer in backbone.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    return [layer for layer in backbone.modules() if isinstance(layer, _BatchNorm) and layer.running_mean is not None]

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from scripts.loopback import aiseeme, aiseeme_site, ran, until
-from server.service_files import ServiceFiles
+from server.command import commanding
+from server.federation_home import FederationHome
 from tests.deployment.hospitals import federation_table, head, loopback, needs_nginx
 
 pytestmark = [pytest.mark.deployment, needs_nginx]
@@ -63,7 +64,7 @@ def test_hospitals_compare_and_audit_a_launched_run_s_model(tmp_path):
             assert refused.returncode == 2 and "--partition: the run's own hospitals work" in refused.stderr
         refused = aiseeme("audit", "bias", run, "--subgroups", "device", "--federation", home)
         assert refused.returncode == 2 and "give --data" in refused.stderr
-        with ServiceFiles(home).commanding("the test asks"):
+        with commanding(FederationHome(home), "the test asks"):
             refused = aiseeme("compare", run, run, "--federation", home)
         assert refused.returncode == 2 and "its sites are at work" in refused.stderr
 
@@ -75,7 +76,7 @@ def test_hospitals_compare_and_audit_a_launched_run_s_model(tmp_path):
 def test_a_run_that_is_launched_during_a_question_waits_for_its_end(tmp_path):
     with loopback(tmp_path, CONFIG, images=120) as federation:
         federation.start()
-        with ServiceFiles(federation.home).commanding("the test asks"):
+        with commanding(FederationHome(federation.home), "the test asks"):
             stopped = federation.launch()
             until(lambda: WAITS in federation.log(stopped), "the run waits")
             ran(aiseeme("stop", stopped, "--federation", federation.home))
