@@ -19,14 +19,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from aiseeme_models.backbones import PER_IMAGE_NORMS, Backbone, Norm
+from aiseeme_models.backbones import Backbone, Norm
 from aiseeme_models.backbones.norm import norm_1d
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
-from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
+from aiseeme_models.pretext.base import Recipe, options_of, pretext_tasks
 from aiseeme_models.pretext.heads import mlp
-from aiseeme_models.pretext.patches import CELLS, check_image_size, cut_patches
-from aiseeme_models.pretext.statistics import own_statistics, remember_statistics
+from aiseeme_models.pretext.patches import CELLS, PatchTask, check_image_size, cut_patches
 
 
 class JigsawOptions(Options):
@@ -71,11 +70,9 @@ def permutation_set(count: int) -> Tensor:
 
 
 @pretext_tasks.register("jigsaw")
-class Jigsaw(PretextTask):
+class Jigsaw(PatchTask):
     """One puzzle of every image: nine patches that are encoded once each, a classifier of their order."""
 
-    family = "geometric"
-    in_patches = True
     paper = "Noroozi & Favaro 2016, arXiv 1603.09246"
     recipe = Recipe("sgd", 0.1, 256, 1e-4)  # VISSL
     options_type = JigsawOptions
@@ -99,11 +96,6 @@ class Jigsaw(PretextTask):
         return task
 
     @classmethod
-    def decomposes_per_image(cls, norm: Norm) -> bool:
-        """True without batch statistics; the unit is an image with its nine patches."""
-        return norm in PER_IMAGE_NORMS
-
-    @classmethod
     def check(cls, options: Options, *, norm: Norm, batch_size: int, image_size: int, channels: int) -> None:
         """See `PretextTask.check`."""
         check_image_size("jigsaw", image_size)
@@ -120,15 +112,8 @@ class Jigsaw(PretextTask):
     def loss(self, views: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Cross-entropy over the permutations."""
         patches, _, puzzles = views
-        with own_statistics(self.backbone):
-            features = self.backbone(patches)  # (9B, D)
-        logits = self.head(features)  # (B, P)
+        logits = self.head(self.encoded(patches))  # (B, P)
         return F.cross_entropy(logits.float(), puzzles)
-
-    def after_step(self, views: tuple[Tensor, ...], progress: float) -> None:
-        """See `PretextTask.after_step`: the backbone remembers the statistics of images."""
-        if views:  # none where a private step drew nobody
-            remember_statistics(self.backbone, views[1])
 
     def chance_loss(self, batch_size: int) -> float:
         """ln P."""

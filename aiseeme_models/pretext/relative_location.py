@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from aiseeme_models.backbones import PER_IMAGE_NORMS, Backbone, Norm
+from aiseeme_models.backbones import Backbone, Norm
 from aiseeme_models.images.augmentation import BatchAugmentation
 from aiseeme_models.options import Options
-from aiseeme_models.pretext.base import PretextTask, Recipe, options_of, pretext_tasks
+from aiseeme_models.pretext.base import Recipe, options_of, pretext_tasks
 from aiseeme_models.pretext.heads import mlp
-from aiseeme_models.pretext.patches import CELLS, check_image_size, cut_patches
-from aiseeme_models.pretext.statistics import own_statistics, remember_statistics
+from aiseeme_models.pretext.patches import CELLS, PatchTask, check_image_size, cut_patches
 
 _CENTRE = 4
 _NEIGHBOURS = 8
@@ -35,11 +34,9 @@ class RelativeLocationOptions(Options):
 
 
 @pretext_tasks.register("relative-location")
-class RelativeLocation(PretextTask):
+class RelativeLocation(PatchTask):
     """Eight (neighbour, centre) pairs of every image, an MLP classifier on the concatenated features."""
 
-    family = "geometric"
-    in_patches = True
     paper = "Doersch et al. 2015, arXiv 1505.05192"
     recipe = Recipe("sgd", 0.2, 512, 1e-4)  # OpenSelfSup
     options_type = RelativeLocationOptions
@@ -55,11 +52,6 @@ class RelativeLocation(PretextTask):
         return task
 
     @classmethod
-    def decomposes_per_image(cls, norm: Norm) -> bool:
-        """True without batch statistics; the unit is an image with its eight pairs."""
-        return norm in PER_IMAGE_NORMS
-
-    @classmethod
     def check(cls, options: Options, *, norm: Norm, batch_size: int, image_size: int, channels: int) -> None:
         """See `PretextTask.check`."""
         check_image_size("relative-location", image_size)
@@ -72,19 +64,13 @@ class RelativeLocation(PretextTask):
     def loss(self, views: tuple[Tensor, ...], generator: torch.Generator) -> Tensor:
         """Cross-entropy over the eight places."""
         patches, _ = views
-        with own_statistics(self.backbone):
-            features = self.backbone(patches).unflatten(0, (-1, CELLS))  # (B, 9, D)
+        features = self.encoded(patches).view(-1, CELLS, self.backbone.feature_dim)  # (B, 9, D)
         centre = features[:, _CENTRE : _CENTRE + 1].expand(-1, _NEIGHBOURS, -1)  # (B, 8, D)
         neighbours = torch.cat([features[:, :_CENTRE], features[:, _CENTRE + 1 :]], dim=1)  # (B, 8, D)
         pairs = torch.cat([neighbours, centre], dim=2).flatten(0, 1)  # (8B, 2D)
         logits = self.head(pairs)  # (8B, 8)
         targets = torch.arange(_NEIGHBOURS, device=logits.device).repeat(len(features))  # (8B,)
         return F.cross_entropy(logits.float(), targets)
-
-    def after_step(self, views: tuple[Tensor, ...], progress: float) -> None:
-        """See `PretextTask.after_step`: the backbone remembers the statistics of images."""
-        if views:  # none where a private step drew nobody
-            remember_statistics(self.backbone, views[1])
 
     def chance_loss(self, batch_size: int) -> float:
         """ln 8."""
