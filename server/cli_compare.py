@@ -70,11 +70,12 @@ def compare(
         check_plot(plot)
     screen = console(stderr=as_json)
     home = runs_home(runs, federation)
-    first = find_model(models[0], home).folder.parent
+    found = [find_model(model, home) for model in models]
+    first = found[0].folder.parent
     if not data and was_launched(first):
         check_simulated(sites=sites, partition=partition, device=device != "auto")
     pairs = compare_models(
-        models,
+        found,
         data or [],
         sites=sites,
         partition=partition,

@@ -10,7 +10,7 @@ from aiseeme_models.errors import InputError
 from server.asked_sites import NamedBackbone
 from server.audited_hospitals import audited_hospitals
 from server.comparison import Comparison, Pair
-from server.model_reference import FoundModel, find_model
+from server.model_reference import FoundModel
 from server.progress import Progress
 from server.registry import new_run_id
 from server.run_folder import was_launched
@@ -19,7 +19,7 @@ from server.simulation import reached
 
 
 def compare_models(
-    references: Sequence[str],
+    models: Sequence[FoundModel],
     data: Sequence[Path],
     *,
     sites: int | None,
@@ -32,7 +32,7 @@ def compare_models(
     """Compare each model with each other one on held-out images of hospitals.
 
     Args:
-        references: two or more models, see `find_model`. The first one's configuration says how images are prepared and
+        models: two or more. The first one's configuration says how images are prepared and
             who is held out.
         data, sites, partition: simulated hospitals, as in `server.simulation.simulate`; no folder: the hospitals of
             the first run, simulated or real.
@@ -42,13 +42,12 @@ def compare_models(
         progress: shows what happens.
 
     Raises:
-        InputError: a model is unreadable, they cannot be compared, the data do not fit, nobody serves the
+        InputError: there is one model only, they cannot be compared, the data do not fit, nobody serves the
             federation, or its sites are at work.
         RunFailed: no hospital has images enough.
     """
-    if len(references) < 2:
+    if len(models) < 2:
         raise InputError("name two models or more: the ids of finished runs, or their folders")
-    models = [find_model(reference, home) for reference in references]
     _check_alike(models)
     config = models[0].config
     names = _names([model.run for model in models])

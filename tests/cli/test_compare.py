@@ -42,7 +42,8 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def compared(home: Path, references: list[str], data: list[Path], **changes: Any) -> Any:
     settings = {"sites": None, "partition": None, "images": 64, "device": "cpu", "home": home} | changes
-    return compare_models(references, data, progress=Progress(Console(quiet=True)), **settings)
+    models = [find_model(reference, home) for reference in references]
+    return compare_models(models, data, progress=Progress(Console(quiet=True)), **settings)
 
 
 def test_models_are_compared_in_a_table_in_json_and_in_a_picture(
