@@ -27,7 +27,7 @@ _ROTATION = """
 [[curriculum.stage]]
 task = "rotation"
 rounds = {rounds}
-batch_size = 4
+batch_size = {batch_size}
 """
 _MOCO = """
 [[curriculum.stage]]
@@ -48,14 +48,23 @@ def federation_table(**options: object) -> str:
     return "[federation]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items())
 
 
-def one_stage(name: str, *, rounds: int = 1, **federation: object) -> str:
-    """A configuration of one short stage, with these values in its ``[federation]`` table."""
-    return head(name) + _ROTATION.format(rounds=rounds) + federation_table(**federation)
+def one_stage(
+    name: str,
+    *,
+    rounds: int = 1,
+    batch_size: int = 4,
+    backbone: str = "resnet-small",
+    tables: str = "",
+    **federation: object,
+) -> str:
+    """A configuration of one short stage, with more tables, and these values in its ``[federation]`` table."""
+    stage = _ROTATION.format(rounds=rounds, batch_size=batch_size)
+    return head(name, backbone) + stage + tables + federation_table(**federation)
 
 
 FEDERATION = (
     head("loopback")
-    + _ROTATION.format(rounds=2)
+    + _ROTATION.format(rounds=2, batch_size=4)
     + _MOCO
     + federation_table(min_sites=3, round_deadline_s=120, rejoin_s=120)
 )

@@ -7,18 +7,11 @@ import json
 import pytest
 
 from scripts.loopback import aiseeme, aiseeme_site, ran
-from tests.deployment.hospitals import federation_table, head, loopback, needs_nginx
+from tests.deployment.hospitals import loopback, needs_nginx, one_stage
 
 pytestmark = [pytest.mark.deployment, needs_nginx]
 
-CONFIG = (
-    head("tuned", "resnet-tiny")
-    + """
-[[curriculum.stage]]
-task = "rotation"
-rounds = 1
-batch_size = 8
-
+TABLES = """
 [holdout]
 test = 0.5
 validation = 0.15
@@ -28,9 +21,9 @@ classes = { stripes = ["stripes"], blobs = ["blobs"] }
 rounds = 3
 batch_size = 8
 ccl = { start = 0.5, increment = 0.5 }
-
 """
-    + federation_table(min_sites=3, round_deadline_s=120, rejoin_s=120)
+CONFIG = one_stage(
+    "tuned", batch_size=8, backbone="resnet-tiny", tables=TABLES, min_sites=3, round_deadline_s=120, rejoin_s=120
 )
 
 

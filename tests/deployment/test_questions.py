@@ -9,24 +9,17 @@ import pytest
 from scripts.loopback import aiseeme, aiseeme_site, ran, until
 from server.command import commanding
 from server.federation_home import FederationHome
-from tests.deployment.hospitals import federation_table, head, loopback, needs_nginx
+from tests.deployment.hospitals import loopback, needs_nginx, one_stage
 
 pytestmark = [pytest.mark.deployment, needs_nginx]
 
-CONFIG = (
-    head("asked", "resnet-tiny")
-    + """
-[[curriculum.stage]]
-task = "rotation"
-rounds = 1
-batch_size = 8
-
+TABLES = """
 [holdout]
 test = 0.4
 validation = 0.4
-
 """
-    + federation_table(min_sites=3, round_deadline_s=120, rejoin_s=120)
+CONFIG = one_stage(
+    "asked", batch_size=8, backbone="resnet-tiny", tables=TABLES, min_sites=3, round_deadline_s=120, rejoin_s=120
 )
 WAITS = "waiting: its sites answer another question"
 TEST = ("--groups", "device=d0:device=d1", "--attributes", "label=stripes:label=blobs", "--untrained", 5)
