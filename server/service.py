@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
 
 import httpx
 from sqlalchemy.exc import SQLAlchemyError
@@ -17,18 +16,13 @@ from federation_configs.supervision import Kept, StopAsked, end_all, say
 from server.federation_home import FederationHome
 from server.flower_adapter import Link
 from server.gateway import check_gateway, check_port, end_leftovers, gateway_command, write_gateway
-from server.registry import UNFINISHED, RunRegistry
-from server.run_folder import is_held, registry_url, was_launched
-from server.service_files import ENDED, ServiceFiles, superlink_of
+from server.played_runs import PlayedRuns
+from server.service_files import ServiceFiles, superlink_of
 from server.site_registry import SiteRegistry
-
-if TYPE_CHECKING:
-    from server.registry import RunRow
 
 _TURN_S = 0.5
 _HEALTH_EVERY_S = 5.0
 _DEAF_AFTER = 6  # looks in a row without an answer
-_MOST_CRASHES = 5
 
 
 class _Health:
@@ -87,67 +81,6 @@ class _Doors:
         return True
 
 
-class _Runs:
-    """Plays launched runs, one at a time, in the order of their launch."""
-
-    def __init__(self, home: FederationHome, files: ServiceFiles) -> None:
-        self._home, self._files = home, files
-        self._registry = RunRegistry(registry_url(home.runs))
-        self._playing: tuple[str, Kept] | None = None
-        self._crashes, self._then = 0, ("", -1)
-
-    @property
-    def playing(self) -> list[Kept]:
-        """The process that plays a run, where there is one."""
-        return [] if self._playing is None else [self._playing[1]]
-
-    def tend(self) -> None:
-        """Start what waits, and start again what was killed; a run that keeps crashing has failed."""
-        if self._playing is not None:
-            run, kept = self._playing
-            if kept.runs:
-                kept.shorten_log()
-                return
-            self._playing = None
-            row = self._registry.get(run)
-            code = None if kept.process is None else kept.process.returncode
-            resumed = row.status == "queued" and code == ENDED  # by somebody who was quicker than we
-            if row.status in UNFINISHED and not resumed:
-                self._crashed(row)
-            else:
-                say(f"run {run}: {row.status}{': ' + row.reason if row.reason else ''}")
-                self._crashes = 0
-        if (waiting := self._next()) is not None:
-            self._play(waiting)
-
-    def _next(self) -> RunRow | None:
-        """The run to be played now: one that was interrupted before one that waits, the older one first."""
-        waiting = sorted(self._registry.unfinished(), key=lambda row: (row.status != "running", row.created))
-        launched = (row for row in waiting if was_launched(self._home.runs / row.id))
-        return next((row for row in launched if not is_held(self._home.runs / row.id)), None)
-
-    def _play(self, row: RunRow) -> None:
-        say(f"run {row.id} ({row.name}): {'goes on' if row.status == 'running' else 'begins'}")
-        kept = Kept(
-            f"run {row.id}",
-            lambda: [sys.executable, "-m", "server.coordinator", str(self._home.folder.resolve()), row.id],
-            quiet_environment(self._files.flower_home),
-            self._home.runs / row.id / "coordinator.log",
-        )
-        self._playing = row.id, kept
-        kept.start()
-
-    def _crashed(self, row: RunRow) -> None:
-        now = row.id, row.rounds_done
-        self._crashes = self._crashes + 1 if now == self._then else 1
-        self._then = now
-        say(f"run {row.id}: its process ended unexpectedly ({self._crashes} of {_MOST_CRASHES})")
-        if self._crashes >= _MOST_CRASHES:
-            reason = f"its process ended {self._crashes} times in round {row.rounds_done + 1}: see coordinator.log"
-            self._registry.update(row.id, {"status": "failed", "reason": reason, "pid": None})
-            self._crashes = 0
-
-
 def serve(home: FederationHome) -> None:
     """Serve the federation until SIGTERM or SIGINT.
 
@@ -169,7 +102,7 @@ def serve(home: FederationHome) -> None:
             is_deaf=_Health(link).is_deaf,
         )
         gateway = Kept("the gateway", lambda: gateway_command(home), environment, home.logs / "gateway.log")
-        doors, runs = _Doors(home, link, port, gateway), _Runs(home, files)
+        doors, runs = _Doors(home, link, port, gateway), PlayedRuns(home, files)
         doors.tend()
         check_gateway(home)
         end_leftovers(home)
@@ -190,7 +123,7 @@ def serve(home: FederationHome) -> None:
             end_all([superlink, gateway, *runs.playing])
 
 
-def _tend(doors: _Doors, runs: _Runs, told: str) -> str:
+def _tend(doors: _Doors, runs: PlayedRuns, told: str) -> str:
     """Tend doors and runs. A full disk or a busy database passes: it is said once, and tried again at the next turn."""
     try:
         doors.tend()
