@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aiseeme_models.printable import LONGEST_LINE, printable
-from client import cli_audit, cli_budget, cli_join, cli_run
+from client import cli_audit, cli_budget, cli_head, cli_join, cli_run
 from client.cli_ledger import ledger_app
 from client.cli_options import Home, Json
 from federation_configs.command_line import console, run_app, show_version, shown
@@ -35,6 +35,7 @@ cli_join.register(app)
 cli_run.register(app)
 cli_budget.register(app)
 cli_audit.register(app)
+cli_head.register(app)
 
 Folder = Annotated[Path, typer.Argument(help="The hospital's image folder.")]
 Preset = Annotated[str, typer.Option(help="How files become arrays: dermoscopy, chest-xray, ct-lung, ct-nodule.")]

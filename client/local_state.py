@@ -45,6 +45,10 @@ class LocalState:
         earlier = [number for number in self._rounds() if number < round_number]
         return load_file(self._path(max(earlier))) if earlier else None
 
+    def newest_round(self) -> int | None:
+        """The number of the newest round whose state is kept; None where none is."""
+        return max(self._rounds(), default=None)
+
     def save(self, round_number: int, tensors: dict[str, Tensor]) -> None:
         """Write the state after ``round_number`` atomically; only the newest rounds are kept.
 

@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from aiseeme_models.downstream.head_file import OwnHead, write_own_head
+from aiseeme_models.errors import InputError
 from client.local_state import LocalState
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from federation_configs.schema import FederationConfig
 
 OWN_HEAD = "own/head"
+OWN_HEAD_FILE = "own-head.safetensors"
 
 
 def has_own_head(task: PretextTask) -> bool:
@@ -53,6 +58,40 @@ def kept_head(site: Site, config: FederationConfig, run: str) -> dict[str, Tenso
     """What a simulated site kept after its last round of a run's first stage, in which it has its own head."""
     rounds = config.curriculum.stage[0].rounds
     return LocalState(site.state_folder, run, 0, kept=1).load_before(rounds + 1)
+
+
+def take_own_head(state_folder: Path, run: str) -> OwnHead:
+    """A site's own head, as it was after the newest round of a run that the site took part in.
+
+    Args:
+        state_folder: the site's.
+        run: the run's id, or its beginning if that is unique.
+
+    Raises:
+        InputError: nothing of such a run is kept, or it has no head of its own here.
+    """
+    runs = state_folder / "runs"
+    kept = sorted(path.name for path in (runs.iterdir() if runs.is_dir() else ()) if path.name.startswith(run))
+    if len(kept) != 1:
+        there = f"{len(kept)} runs begin so: {', '.join(kept)}" if kept else "nothing of it is kept"
+        raise InputError(f"run {run}: {there}; what a run leaves here goes after 30 days without a question about it")
+    state = LocalState(state_folder, kept[0], 0, kept=1)
+    newest = state.newest_round()
+    tensors = {} if newest is None else state.load_before(newest + 1) or {}
+    if newest is None or OWN_HEAD not in tensors:
+        raise InputError(f"run {kept[0]}: no head of its own was trained here: its configuration has head = 'global'")
+    return OwnHead(kept[0], newest, tensors[OWN_HEAD].numpy())
+
+
+def lay_own_head_down(site: Site, config: FederationConfig, run: str) -> None:
+    """Write the own head of a simulated site, if it has one, beside its state, which goes at the run's end.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    kept = kept_head(site, config, run)
+    if kept is not None and OWN_HEAD in kept:
+        write_own_head(site.state_folder / OWN_HEAD_FILE, take_own_head(site.state_folder, run))
 
 
 def _put(weights: NDArray[np.float32], layout: SharedLayout, head: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command()(models)
     app.command()(verify)
     app.command()(export)
+    app.command()(personal)
 
 
 def models(runs: Runs = None, key: Key = None, federation: Federation = None, as_json: Json = False) -> None:
@@ -86,7 +87,7 @@ def verify(
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="A run's id, or its beginning if that is unique.")],
+    run: Annotated[str, typer.Argument(metavar="RUN|FOLDER", help="A run's id or its beginning, or a run's folder.")],
     format_name: Annotated[
         str,
         typer.Option("--format", help="safetensors | torchscript | torch-export | onnx | monai (a bundle)."),
@@ -99,7 +100,7 @@ def export(
     runs: Runs = None,
     as_json: Json = False,
 ) -> None:
-    """Write a finished run's backbone for other software, checked against the original."""
+    """Write a finished run's model for other software, checked against the original."""
     from server.coordinator_key import own_key
     from server.export import export_run
     from server.exporting.manifest import manifest_of
@@ -116,6 +117,28 @@ def export(
     _line(f"      {beside} ({'signed' if made.signed else 'not signed'})")
     preparation = made.manifest.facts.preprocessing
     _line(f"images: {preparation.fit} to {preparation.size} px, mean {preparation.mean}, std {preparation.std}")
+
+
+def personal(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|FOLDER", help='A run of `head = "personal"`: id, its beginning, or folder.')
+    ],
+    head: Annotated[Path, typer.Option(help="What `aiseeme-site head` wrote at the hospital.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
+    key: Key = None,
+    federation: Federation = None,
+    runs: Runs = None,
+) -> None:
+    """Put a run's backbone and one hospital's own last layer together to that hospital's classifier."""
+    from server.coordinator_key import pinned_key
+    from server.personal import join_own_head
+    from server.run_folder import runs_home
+
+    home = runs_home(runs, federation)
+    made = join_own_head(run, head, out, home=home, key=pinned_key(key, federation, home))
+    _line(f"wrote {out}: a classifier of {', '.join(made.classes)}")
+    _line(f"`aiseeme predict {out} FILE...` asks it, `aiseeme export {out} --format onnx` takes it elsewhere")
+    _line("its last layer was learnt from one hospital's patients: keep it there")
 
 
 def _show(found: Lineage) -> None:

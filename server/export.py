@@ -13,13 +13,12 @@ from aiseeme_models import __version__
 from aiseeme_models.atomic_files import flush_folder, write_atomically
 from aiseeme_models.errors import InputError
 from federation_configs.downstream import learns_labels
-from federation_configs.loading import load_config
 from server.exporting import Exportable, export_formats
 from server.exporting.facts import ExportFacts, Preprocessing
 from server.exporting.manifest import ExportManifest, manifest_of, read_export_manifest
-from server.global_model import load_backbone, load_classifier
-from server.model_manifest import MANIFEST_FILE, MODEL_FOLDER, is_trained_with, read_model_manifest
-from server.run_folder import CONFIG, existing_registry
+from server.global_model import load_classifier
+from server.model_manifest import MANIFEST_FILE, read_model_card
+from server.model_reference import find_model
 from server.signed_files import EXPORT, MODEL, is_vouched_for, signature_file, write_signed
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class Exported:
 
 
 def export_run(
-    run: str,
+    reference: str,
     format_name: str,
     *,
     home: Path,
@@ -54,10 +53,10 @@ def export_run(
     key: OwnKey | None = None,
     force: bool = False,
 ) -> Exported:
-    """Write a run's backbone in one format.
+    """Write a run's model in one format: its backbone, or the whole classifier.
 
     Args:
-        run: a run's id, or its beginning.
+        reference: a run's id or its beginning, or the folder of a run.
         format_name: see `export_formats`.
         home: the folder of all runs.
         out: file or folder to write (default: ``exports/`` in the run's folder).
@@ -70,24 +69,18 @@ def export_run(
         OSError: it cannot be written.
     """
     made = export_formats[format_name]
-    row = existing_registry(home).get(run)
-    folder = home / row.id
-    usual = folder / EXPORTS / ((FILE_NAME + made.suffix) if made.suffix else FOLDER_NAME)
+    found = find_model(reference, home)
+    model, config, backbone = found.manifest, found.config, found.backbone
+    usual = found.folder.parent / EXPORTS / ((FILE_NAME + made.suffix) if made.suffix else FOLDER_NAME)
     target = out or usual
     if target.name in ("", ".."):  # "." and the like have a name, too
         target = target.resolve()
     _make_way(target, is_folder=not made.suffix, force=force)
-    config = load_config(folder / CONFIG)
-    model, raw = read_model_manifest(folder / MODEL_FOLDER)
-    if model.run != row.id:
-        raise InputError(f"{folder / MODEL_FOLDER / MANIFEST_FILE}: it is the model of run {model.run}")
-    if not is_trained_with(model, folder / CONFIG):
-        raise InputError(f"{folder / CONFIG}: it is not the configuration that the model was trained with")
-    signing = _vouched(folder / MODEL_FOLDER, raw, key)
-    backbone = load_backbone(folder / MODEL_FOLDER, config)
-    network = backbone if model.head_sha256 is None else load_classifier(folder / MODEL_FOLDER, backbone)
+    raw = (found.folder / MANIFEST_FILE).read_bytes()
+    signing = _vouched(found.folder, raw, key)
+    network = backbone if model.head_sha256 is None else load_classifier(found.folder, backbone)
     facts = ExportFacts(
-        run=row.id,
+        run=found.run,
         name=config.name,
         backbone=config.model.backbone,
         norm=config.model.norm,
@@ -101,7 +94,7 @@ def export_run(
         version=__version__,
         preprocessing=Preprocessing.of(config.images),
     )
-    rendered = made.render(Exportable(network.eval().requires_grad_(False), facts, _card(folder)))
+    rendered = made.render(Exportable(network.eval().requires_grad_(False), facts, read_model_card(found.folder)))
     files = {target.name: rendered} if isinstance(rendered, bytes) else rendered
     manifest = ExportManifest(
         export_format=format_name,
@@ -168,9 +161,3 @@ def _write_folder(target: Path, files: Mapping[str, bytes]) -> None:
         raise
     flush_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _card(folder: Path) -> str:
-    """The run's model card; empty where it was removed."""
-    card = folder / MODEL_FOLDER / "README.md"
-    return card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""

@@ -15,7 +15,7 @@ from server.checkpoint_manifest import Sha256
 from server.signed_files import read_manifest_as
 
 MODEL_FOLDER, WEIGHTS_FILE, MANIFEST_FILE = "model", "backbone.safetensors", "model.json"
-HEAD_FILE = "head.safetensors"
+HEAD_FILE, CARD = "head.safetensors", "README.md"
 """A run's final model: the folder in the run's own, and what is in it beside the model card."""
 
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
@@ -90,3 +90,9 @@ def read_model_manifest(folder: Path) -> tuple[ModelManifest, bytes]:
     if not path.is_file():
         raise InputError(f"{folder}: no model here; a finished run has {WEIGHTS_FILE} and {MANIFEST_FILE}")
     return read_manifest_as(path, ModelManifest, "a model's manifest")
+
+
+def read_model_card(folder: Path) -> str:
+    """The model card in a model's folder, Markdown; empty where it was removed."""
+    card = folder / CARD
+    return card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""

@@ -20,6 +20,7 @@ from aiseeme_models.images.labels import PHANTOM_COLUMN
 from aiseeme_models.training.device import choose_device
 from client.app import make_client_app
 from client.grouping import lasting_names
+from client.own_head import lay_own_head_down
 from client.scanning import CatalogueRow, Scan, scan
 from client.site import Site
 from client.site_home import SiteHome
@@ -315,6 +316,8 @@ def _play(
         seconds = loops[0].earlier_s
         if learns_labels(config):
             assessed = assess(config, vector, hospitals.sites, run=folder.name, device=plan.device)
+            for site in hospitals.sites:
+                lay_own_head_down(site, config, folder.name)
             results = files.classified(
                 state, vector, assessed, loops[0].tested, seconds + time.perf_counter() - started
             )
@@ -334,7 +337,7 @@ def _play(
     finally:
         progress.stop()
     registry.finish(results)  # first: a run that is killed before it is resumed, and needs what its sites have kept
-    for site in hospitals.sites:  # what the sites kept between rounds has served its purpose
+    for site in hospitals.sites:  # what else the sites kept between rounds has served its purpose
         shutil.rmtree(site.state_folder / "runs" / folder.name, ignore_errors=True)
     return results
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from aiseeme_models.atomic_files import replacing
+from server.model_manifest import CARD, MODEL_FOLDER
 from server.report.findings import classes_tested, findings, verdict
 from server.report.gallery import bars, tested
 from server.report.page import FILTERS
@@ -45,7 +46,7 @@ def write_model_card(run_folder: Path) -> Path:
         audits=record.audits,
         origin=record.origin,
     )
-    path = run_folder / "model" / "README.md"
+    path = run_folder / MODEL_FOLDER / CARD
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as draft:
         draft.write_text(card, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,20 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.numpy import load_file
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
+from aiseeme_models.downstream.head_file import read_own_head, write_own_head
 from aiseeme_models.images.augmentation import BatchAugmentation
 from federation_configs.loading import load_config
+from server import assessment
 from server.cli import main
 from server.global_model import load_backbone, load_classifier
+from server.progress import Progress
 from server.results import Results
+from server.run_folder import SimulationPlan
+from server.simulation import hospitals_of
 from tests.cli.commands import called, site_options
 from tests.conftest import write_pictures
 
@@ -49,7 +56,8 @@ batch_size = 8
 classes = { stripes = ["stripes"], blobs = ["blobs"] }
 head = "personal"
 choose = "last"
-rounds = 2
+rounds = 5
+lr = 3e-3
 batch_size = 8
 [downstream.device]
 classes = { first = ["d0"], others = ["d1", "d2"] }
@@ -173,6 +181,67 @@ def test_personal_heads_stay_at_the_sites_and_the_run_has_a_backbone(pretrained,
     assert manifest["head_sha256"] is None and manifest["classes"] == []
     code, said = called(monkeypatch, capsys, "verify", results.run, "--runs", home)
     assert code == 0, said
+
+
+def test_a_hospital_s_own_classifier_is_put_together_and_is_the_one_that_was_tested(
+    pretrained, monkeypatch, capsys, tmp_path
+):
+    home, run = pretrained
+    results, folder = finetuned(monkeypatch, capsys, home, run, "--task", "own")
+    plan = SimulationPlan.load(folder)
+    config = load_config(folder / "config.toml")
+    data, quiet = [Path(one) for one in plan.data], Progress(Console(quiet=True))
+    sites = hospitals_of(config, data, None, None, "cpu", home, folder, quiet).sites
+    tested = assessment.tested_images(config, sites, sites)
+    plain = BatchAugmentation.of(config.images.resolved_preset).plain
+    for site in ("north", "south"):
+        joined = tmp_path / site
+        code, said = called(monkeypatch, capsys, "personal", results.run, "--runs", home, "--out", joined,
+                            "--head", folder / "sites" / site / "own-head.safetensors")  # fmt: skip
+        assert code == 0 and "a classifier of blobs, stripes" in said, said
+        assert joined.stat().st_mode & 0o777 == 0o700
+        assert "One hospital's own classifier" in (joined / "model" / "README.md").read_text()
+        assert results.downstream.sites[site].balanced_accuracy > 0.8
+        network = load_classifier(joined / "model", load_backbone(joined / "model", config)).eval()
+        images = tested[site]
+        with torch.no_grad():
+            guess = network(plain(images.images.batch(torch.arange(len(images.images))))).argmax(dim=1)
+        assert confusion_matrix(images.targets, guess).tolist() == [*map(list, results.downstream.sites[site].confusion)]
+    image = next(data[0].rglob("*.png"))
+    code, said = called(monkeypatch, capsys, "predict", tmp_path / "north", image, "--json")
+    assert code == 0 and set(printed(said)["images"][0]["probabilities"]) == {"blobs", "stripes"}
+    code, said = called(monkeypatch, capsys, "export", tmp_path / "north", "--format", "onnx")
+    assert code == 0, said
+    session = onnxruntime.InferenceSession(tmp_path / "north" / "exports" / "backbone.onnx")
+    assert [one.name for one in session.get_outputs()] == ["probabilities"]
+    code, said = called(monkeypatch, capsys, "verify", tmp_path / "north" / "model")
+    assert code == 0 and "NOT SIGNED" in said, said
+
+
+def test_what_is_no_hospital_s_own_head_is_refused(pretrained, monkeypatch, capsys, tmp_path):
+    home, run = pretrained
+    results, folder = finetuned(monkeypatch, capsys, home, run, "--task", "own")
+    head, out = folder / "sites" / "north" / "own-head.safetensors", tmp_path / "joined"
+
+    def refused(reference: str, file: Path, target: Path = out) -> str:
+        code, said = called(monkeypatch, capsys, "personal", reference, "--runs", home, "--head", file, "--out", target)
+        assert code == 2 and not out.exists(), said
+        return said
+
+    own = read_own_head(head)
+    bad = tmp_path / "bad.safetensors"
+    assert "its hospitals have no heads of their own" in refused(run, head)
+    assert "it is there already" in refused(results.run, head, tmp_path)
+    assert "no such file; `aiseeme-site head RUN" in refused(results.run, tmp_path / "none")
+    write_own_head(bad, replace(own, run="another"))
+    assert f"a head of run another, not of {results.run}" in refused(results.run, bad)
+    write_own_head(bad, replace(own, round=6))
+    assert "after round 6, and the model is that of round 5" in refused(results.run, bad)
+    write_own_head(bad, replace(own, values=own.values[:-1]))
+    assert "it does not fit the 2 classes" in refused(results.run, bad)
+    for content in (b"\x80\x04pickle", (folder / "model" / "backbone.safetensors").read_bytes(), b""):
+        bad.write_bytes(content)
+        assert "not what `aiseeme-site head` writes" in refused(results.run, bad)
 
 
 def test_a_run_that_is_killed_at_its_very_end_still_has_its_heads(pretrained, monkeypatch, capsys):
