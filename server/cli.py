@@ -111,7 +111,7 @@ def resume(run: RunId, runs: Runs = None, federation: Federation = None, as_json
         from server.federation_home import FederationHome
         from server.launching import resume as submit
 
-        home = FederationHome(folder.resolve().parent)
+        home = FederationHome.of_runs(folder)
         cli_serve.watch(home, submit(home, run), as_json)
         return
     from server.simulation import resume as play

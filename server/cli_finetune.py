@@ -80,7 +80,7 @@ def finetune(
 
         check_simulated(sites=sites, partition=partition, engine=engine != "local", device=device != "auto")
         loaded, folder = prepare(asked, home=home)
-        served = FederationHome(home.resolve().parent)
+        served = FederationHome.of_runs(home)
         watch(served, launch(served, loaded, None if scratch else folder), as_json)
         return
     results = play(asked, home=home, progress=Progress(console(stderr=as_json)))

@@ -76,7 +76,7 @@ def own_key(federation: Path | None, runs: Path) -> OwnKey | None:
         home = FederationHome(federation)
         _ = home.config  # says what is missing where this is no federation's home
         return OwnKey(load_signing_key(home.signing_key), named=True)
-    for home in (FederationHome(runs.resolve().parent), federation_home(None)):
+    for home in (FederationHome.of_runs(runs), federation_home(None)):
         if home.settings_file.is_file():
             return OwnKey(load_signing_key(home.signing_key), named=False)
     return None

@@ -82,6 +82,11 @@ class FederationHome:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @classmethod
+    def of_runs(cls, runs: Path) -> FederationHome:
+        """The federation whose folder of runs ``runs`` is, if it is one's."""
+        return cls(runs.resolve().parent)
+
     @property
     def settings_file(self) -> Path:
         """``federation.toml``; written last, so that a home that has it is whole."""

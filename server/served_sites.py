@@ -38,7 +38,7 @@ def own_hospitals(found: FoundModel) -> Iterator[Reached]:
         InputError: nobody serves the federation, or its sites are at work for a run or another question.
         RunFailed: the SuperLink does not answer.
     """
-    home = FederationHome(found.folder.resolve().parents[2])
+    home = FederationHome.of_runs(found.folder.resolve().parents[1])
     check_served(home)
     _check_idle(home)
     names = FederationPlan.load(found.folder.parent).sites

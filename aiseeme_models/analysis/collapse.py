@@ -10,7 +10,6 @@ images that are much alike give an untrained backbone a small spread, and a heal
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -65,7 +64,7 @@ def has_collapsed(
         task.look_at(None)
         pixels = images.batch(torch.arange(count)).to(device)
         inputs = task.views(pixels, augmentation, generator(seed, "views"))[0]
-        with own_statistics(task.backbone) if task.in_patches else nullcontext():
+        with own_statistics(task.backbone, wanted=task.in_patches):
             now = _spread(task.backbone, inputs)
         if not now < _SPREAD:
             return False

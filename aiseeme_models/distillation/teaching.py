@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +70,7 @@ class _Pass:
 
 @torch.no_grad()
 def _features(frozen: Backbone, one: _Pass) -> Tensor:
-    with own_statistics(frozen) if one.own else nullcontext():
+    with own_statistics(frozen, wanted=one.own):
         found: Tensor = frozen(one.images)
     return found
 

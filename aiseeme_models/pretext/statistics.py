@@ -21,9 +21,14 @@ _ONE_IN, _AT_LEAST = 4, 16
 
 
 @contextmanager
-def own_statistics(backbone: Backbone) -> Iterator[None]:
-    """What passes within the block is normalised by its own statistics, in evaluation too; none are remembered."""
-    before = [(layer, layer.training) for layer in _layers(backbone) if layer.track_running_stats]
+def own_statistics(backbone: Backbone, *, wanted: bool = True) -> Iterator[None]:
+    """What passes within the block is normalised by its own statistics, in evaluation too; none are remembered.
+
+    Args:
+        backbone: the network.
+        wanted: whether that is so at all; with False the block is like any other.
+    """
+    before = [(layer, layer.training) for layer in _layers(backbone) if wanted and layer.track_running_stats]
     for layer, _ in before:
         layer.track_running_stats = False
         layer.train()

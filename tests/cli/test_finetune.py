@@ -206,7 +206,9 @@ def test_a_hospital_s_own_classifier_is_put_together_and_is_the_one_that_was_tes
         images = tested[site]
         with torch.no_grad():
             guess = network(plain(images.images.batch(torch.arange(len(images.images))))).argmax(dim=1)
-        assert confusion_matrix(images.targets, guess).tolist() == [*map(list, results.downstream.sites[site].confusion)]
+        assert confusion_matrix(images.targets, guess).tolist() == [
+            *map(list, results.downstream.sites[site].confusion)
+        ]
     image = next(data[0].rglob("*.png"))
     code, said = called(monkeypatch, capsys, "predict", tmp_path / "north", image, "--json")
     assert code == 0 and set(printed(said)["images"][0]["probabilities"]) == {"blobs", "stripes"}

@@ -77,6 +77,8 @@ def test_real_hospitals_fine_tune_to_the_figures_of_a_simulation(tmp_path):
             there = read_own_head(runs / simulated["run"] / "sites" / name / "own-head.safetensors")
             np.testing.assert_array_equal(read_own_head(file).values, there.values)
             ran(aiseeme("personal", home / personal["run"], "--head", file, "--out", joined))
-            image = next(path for path in sorted(hospital.pictures.rglob("*")) if path.suffix in {".png", ".dcm", ".jpg"})
+            image = next(
+                path for path in sorted(hospital.pictures.rglob("*")) if path.suffix in {".png", ".dcm", ".jpg"}
+            )
             told = json.loads(ran(aiseeme("predict", joined, image, "--json")))
             assert set(told["images"][0]["probabilities"]) == {"stripes", "blobs"}
