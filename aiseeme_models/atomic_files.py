@@ -54,10 +54,21 @@ def flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file, or leave what was there."""
+def write_atomically(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a whole file, or leave what was there.
+
+    Args:
+        path: the file.
+        content: its bytes.
+        private: only its owner may read it, from its first byte on.
+    """
     with replacing(path) as temporary:
-        temporary.write_bytes(content)
+        if private:
+            temporary.unlink(missing_ok=True)
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
+                opened.write(content)
+        else:
+            temporary.write_bytes(content)
 
 
 def as_system_error(error: Exception) -> OSError:

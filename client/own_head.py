@@ -68,19 +68,29 @@ def take_own_head(state_folder: Path, run: str) -> OwnHead:
         run: the run's id, or its beginning if that is unique.
 
     Raises:
-        InputError: nothing of such a run is kept, or it has no head of its own here.
+        InputError: nothing of such a run is kept, it has no head of its own here, or what is kept cannot be read.
     """
+    from safetensors import SafetensorError
+
+    if not run:
+        raise InputError("a run's id, or its beginning, was expected")
     runs = state_folder / "runs"
-    kept = sorted(path.name for path in (runs.iterdir() if runs.is_dir() else ()) if path.name.startswith(run))
-    if len(kept) != 1:
+    if not runs.is_dir():
+        raise InputError(f"{runs}: no run has left anything here; --home names the site's folder")
+    kept = sorted(path.name for path in runs.iterdir() if path.name.startswith(run))
+    if run not in kept and len(kept) != 1:
         there = f"{len(kept)} runs begin so: {', '.join(kept)}" if kept else "nothing of it is kept"
         raise InputError(f"run {run}: {there}; what a run leaves here goes after 30 days without a question about it")
-    state = LocalState(state_folder, kept[0], 0, kept=1)
+    whole = run if run in kept else kept[0]
+    state = LocalState(state_folder, whole, 0, kept=1)
     newest = state.newest_round()
-    tensors = {} if newest is None else state.load_before(newest + 1) or {}
+    try:
+        tensors = {} if newest is None else state.load_before(newest + 1) or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{state.folder}: what the site kept of round {newest} cannot be read: {error}") from None
     if newest is None or OWN_HEAD not in tensors:
-        raise InputError(f"run {kept[0]}: no head of its own was trained here: its configuration has head = 'global'")
-    return OwnHead(kept[0], newest, tensors[OWN_HEAD].numpy())
+        raise InputError(f'run {whole}: it has trained no head of its own here; `head = "personal"` makes such a run')
+    return OwnHead(whole, newest, tensors[OWN_HEAD].numpy())
 
 
 def lay_own_head_down(site: Site, config: FederationConfig, run: str) -> None:

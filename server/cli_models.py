@@ -115,6 +115,8 @@ def export(
         return
     _line(f"wrote {made.path}")
     _line(f"      {beside} ({'signed' if made.signed else 'not signed'})")
+    if made.manifest.facts.own_head:
+        _line("its last layer was learnt from one hospital's patients: keep it there")
     preparation = made.manifest.facts.preprocessing
     _line(f"images: {preparation.fit} to {preparation.size} px, mean {preparation.mean}, std {preparation.std}")
 
@@ -137,6 +139,11 @@ def personal(
     home = runs_home(runs, federation)
     made = join_own_head(run, head, out, home=home, key=pinned_key(key, federation, home))
     _line(f"wrote {out}: a classifier of {', '.join(made.classes)}")
+    if made.own_head_round != made.round:
+        _line(
+            f"its last layer is that of round {made.own_head_round}, its backbone that of round {made.round}: not what"
+            " was tested, unless the hospital missed the rounds between"
+        )
     _line(f"`aiseeme predict {out} FILE...` asks it, `aiseeme export {out} --format onnx` takes it elsewhere")
     _line("its last layer was learnt from one hospital's patients: keep it there")
 

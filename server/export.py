@@ -56,7 +56,7 @@ def export_run(
     """Write a run's model in one format: its backbone, or the whole classifier.
 
     Args:
-        reference: a run's id or its beginning, or the folder of a run.
+        reference: a run's id or its beginning, or the folder of a run: what is exported of that is not signed.
         format_name: see `export_formats`.
         home: the folder of all runs.
         out: file or folder to write (default: ``exports/`` in the run's folder).
@@ -76,8 +76,10 @@ def export_run(
     if target.name in ("", ".."):  # "." and the like have a name, too
         target = target.resolve()
     _make_way(target, is_folder=not made.suffix, force=force)
-    raw = (found.folder / MANIFEST_FILE).read_bytes()
+    raw, own = found.raw, model.own_head_round is not None
     signing = _vouched(found.folder, raw, key)
+    if not found.listed:  # its card, which nobody has signed, would come under the signature
+        signing = None
     network = backbone if model.head_sha256 is None else load_classifier(found.folder, backbone)
     facts = ExportFacts(
         run=found.run,
@@ -88,6 +90,7 @@ def export_run(
         classes=model.classes,
         learns_labels=learns_labels(config),
         temperature=model.temperature,
+        own_head=own,
         **({"output": "probabilities: (B, classes) float32"} if model.classes else {}),
         model_sha256=model.sha256,
         config_sha256=model.config_sha256,
@@ -105,9 +108,9 @@ def export_run(
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(rendered, bytes):
-        write_atomically(target, rendered)
+        write_atomically(target, rendered, private=own)
     else:
-        _write_folder(target, rendered)
+        _write_folder(target, rendered, private=own)
     write_signed(manifest_of(target), manifest.to_bytes(), EXPORT, signing)
     return Exported(target, manifest, signed=signing is not None)
 
@@ -141,12 +144,13 @@ def _make_way(target: Path, *, is_folder: bool, force: bool) -> None:
             raise InputError(f"{target}: it holds files that no export wrote, so --force does not replace it")
 
 
-def _write_folder(target: Path, files: Mapping[str, bytes]) -> None:
+def _write_folder(target: Path, files: Mapping[str, bytes], *, private: bool) -> None:
     """The whole folder or nothing: it is written beside its place and then put there."""
     draft, old = (target.with_name(f".{target.name}.{state}") for state in ("new", "old"))
     for leftover in (draft, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
+        draft.mkdir(mode=0o700 if private else 0o777)
         for path, content in files.items():
             (draft / path).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(draft / path, content)

@@ -34,6 +34,7 @@ from server.run_folder import CONFIG, FEDERATION_PLAN, existing_registry, is_hel
 from server.signed_files import CHECKPOINT, EXPORT, MODEL, distrust, read_signature
 
 CHECKPOINTS = "checkpoints"
+OWN_HEAD = "the last layer is one hospital's own, which is no part of the federation's lineage; its backbone is"
 
 
 @dataclass
@@ -138,6 +139,8 @@ def verify(subject: str, home: Path, key: Ed25519PublicKey | None = None, *, dem
             return verify_model(path, key, demanded=demanded)
         if (path / CHECKPOINTS).is_dir():
             return verify_run(path.resolve(), key, demanded=demanded)
+        if (path / MODEL_FOLDER / MANIFEST_FILE).is_file():
+            return verify_model(path / MODEL_FOLDER, key, demanded=demanded)
         if path.is_file():
             raise InputError(f"{path}: there is no {manifest_of(path).name} beside it: it is no export, or was moved")
     row = existing_registry(home).get(subject)
@@ -205,7 +208,13 @@ def verify_export(
     if not (model / MANIFEST_FILE).is_file():
         walk.found.notes.append(f"run {export.facts.run} is not in {home}: nothing before the export was looked at")
         return walk.finish()
-    if hashlib.sha256((model / MANIFEST_FILE).read_bytes()).hexdigest() != export.parent_sha256:
+    if export.facts.own_head:
+        walk.found.notes.append(OWN_HEAD)
+        weights = model / WEIGHTS_FILE
+        made_from = weights.is_file() and _digest(weights) == export.facts.model_sha256
+    else:
+        made_from = _digest(model / MANIFEST_FILE) == export.parent_sha256
+    if not made_from:
         walk.found.problems.append(f"the export was not made from the model that run {run.name} has now")
     config = _config(run, walk.found)
     _chain(run, walk, _model(model, walk, run, config))
@@ -229,13 +238,17 @@ def _config(run: Path, found: Lineage) -> FederationConfig | None:
         return None
 
 
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _file(path: Path, expected: str, what: str, found: Lineage) -> None:
     if path.is_symlink() or not path.is_file():
         found.problems.append(f"{what} is {'a link: it was not followed' if path.is_symlink() else 'not there'}")
         return
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = _digest(path)
     except OSError as error:
         found.problems.append(f"{what} cannot be read: {error.strerror}")
         return
@@ -256,6 +269,8 @@ def _model(folder: Path, walk: _Walk, run: Path | None, config: FederationConfig
         return None
     walk.signature(folder / MANIFEST_FILE, raw, MODEL, "the model")
     _file(folder / WEIGHTS_FILE, manifest.sha256, WEIGHTS_FILE, found)
+    if manifest.own_head_round is not None:
+        found.notes.append(OWN_HEAD)
     if manifest.head_sha256 is not None:
         _file(folder / HEAD_FILE, manifest.head_sha256, HEAD_FILE, found)
     if len(found.problems) == before:

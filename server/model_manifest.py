@@ -18,6 +18,8 @@ MODEL_FOLDER, WEIGHTS_FILE, MANIFEST_FILE = "model", "backbone.safetensors", "mo
 HEAD_FILE, CARD = "head.safetensors", "README.md"
 """A run's final model: the folder in the run's own, and what is in it beside the model card."""
 
+_LARGEST_CARD = 1_000_000
+
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 """A run's id is a folder's name: nothing that leads to another folder."""
 
@@ -42,6 +44,8 @@ class ModelManifest(Options):
         head_sha256: of the bytes of ``head.safetensors``, the last layer of a classifier; None: the model is none.
         classes: what its outputs stand for, in order.
         temperature: what its logits are to be divided by, as validation images told; None: nobody knows.
+        own_head_round: after which round the last layer is one hospital's own, joined to the run's backbone by
+            `aiseeme personal`; None: it is the federation's.
     """
 
     format: Literal[1, 2] = 2
@@ -60,6 +64,7 @@ class ModelManifest(Options):
     head_sha256: Sha256 | None = None
     classes: tuple[str, ...] = Field(default=(), strict=False)
     temperature: float | None = Field(default=None, gt=0)
+    own_head_round: int | None = Field(default=None, ge=0)
 
     def to_bytes(self) -> bytes:
         """As it is written and signed."""
@@ -93,6 +98,9 @@ def read_model_manifest(folder: Path) -> tuple[ModelManifest, bytes]:
 
 
 def read_model_card(folder: Path) -> str:
-    """The model card in a model's folder, Markdown; empty where it was removed."""
+    """The model card in a model's folder, Markdown; empty where it was removed, or is a link to something else."""
     card = folder / CARD
-    return card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    if card.is_symlink() or not card.is_file():
+        return ""
+    with card.open("rb") as opened:
+        return opened.read(_LARGEST_CARD).decode(errors="replace")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,8 @@ class FoundModel:
         run: the run's id.
         folder: where its files are.
         manifest: what it says of itself.
+        raw: the bytes of that.
+        listed: whether the registry of runs led to it, and not a path.
         config: what it was trained with.
         backbone: its weights.
     """
@@ -34,6 +36,8 @@ class FoundModel:
     run: str
     folder: Path
     manifest: ModelManifest
+    raw: bytes = field(repr=False)
+    listed: bool
     config: FederationConfig
     backbone: Backbone
 
@@ -62,11 +66,13 @@ def find_model(reference: str, home: Path, key: PinnedKey | None = None) -> Foun
     config = load_config(settings)
     if not is_trained_with(manifest, settings):
         raise InputError(f"{settings}: not the configuration that the model in {folder} was trained with")
-    return FoundModel(manifest.run, folder, manifest, config, load_backbone(folder, config))
+    return FoundModel(manifest.run, folder, manifest, raw, run is not None, config, load_backbone(folder, config))
 
 
 def _folder(reference: str, home: Path) -> tuple[Path, str | None]:
     """The model's folder, and the run that it must be of: a folder that a person names may have been moved."""
+    if not reference:
+        raise InputError("a run's id, its beginning, or a run's folder was expected")
     path = Path(reference)
     for folder in (path, path / MODEL_FOLDER):
         if (folder / MANIFEST_FILE).is_file():

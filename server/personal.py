@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aiseeme_models.atomic_files import write_atomically
+from aiseeme_models.atomic_files import flush_folder, write_atomically
 from aiseeme_models.downstream.classification import Classification, ClassificationOptions
 from aiseeme_models.downstream.head_file import read_own_head
 from aiseeme_models.errors import InputError
@@ -53,13 +54,15 @@ def join_own_head(
             number of classes, or ``out`` is there.
         OSError: it cannot be written.
     """
-    if out.exists() or out.is_symlink():
+    if out.exists() or out.is_symlink() or out.name in ("", ".."):
         raise InputError(f"--out {out}: it is there already; name a folder that is not")
     own = read_own_head(head_file)
     model = find_model(reference, home, key)
     manifest, options = model.manifest, model.config.curriculum.stage[-1].options
     if not isinstance(options, ClassificationOptions) or options.head != "personal":
         raise InputError(f'{model.run}: its hospitals have no heads of their own: `head = "personal"` makes such a run')
+    if manifest.own_head_round is not None:
+        raise InputError(f"{reference}: a hospital's own classifier already; name the folder of the federation's run")
     if own.run != model.run:
         raise InputError(f"{head_file}: a head of run {own.run}, not of {model.run}")
     if manifest.round is not None and own.round > manifest.round:
@@ -73,14 +76,20 @@ def join_own_head(
     vector = flatten(task, layout)
     vector[layout.backbone_size :] = own.values
     load_flat(task, layout, vector)
-    draft = out.with_name(f".{out.name}.new")
-    shutil.rmtree(draft, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))  # its owner's alone
     try:
-        draft.mkdir(parents=True, mode=0o700)
         (draft / MODEL_FOLDER).mkdir()
         shutil.copyfile(model.folder.parent / CONFIG, draft / CONFIG)
         weights, head = save_weights(draft / MODEL_FOLDER, task.backbone), save_head(draft / MODEL_FOLDER, task.head)
-        joined = manifest.model_copy(update={"sha256": weights, "head_sha256": head, "classes": options.names})
+        joined = manifest.model_copy(
+            update={
+                "sha256": weights,
+                "head_sha256": head,
+                "classes": options.names,
+                "own_head_round": own.round,
+            }
+        )
         preface = _PREFACE.format(run=model.run, last=manifest.round, round=own.round)
         write_atomically(draft / MODEL_FOLDER / CARD, (preface + read_model_card(model.folder)).encode())
         write_signed(draft / MODEL_FOLDER / MANIFEST_FILE, joined.to_bytes(), MODEL, None)
@@ -88,4 +97,5 @@ def join_own_head(
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+    flush_folder(out.parent)
     return joined

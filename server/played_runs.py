@@ -76,8 +76,8 @@ class PlayedRuns:
             quiet_environment(self._files.flower_home),
             self._home.runs / row.id / "coordinator.log",
         )
-        self._playing = row.id, kept
         kept.start()
+        self._playing = row.id, kept  # not before: what never started has not crashed
 
     def _crashed(self, row: RunRow) -> None:
         now = row.id, row.rounds_done

@@ -6,6 +6,7 @@ of. It names neither the hospital nor its classes.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from aiseeme_models.atomic_files import replacing
+from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.errors import InputError
 from aiseeme_models.options import Options
 
@@ -49,9 +50,7 @@ def write_own_head(path: Path, head: OwnHead) -> None:
     from safetensors.numpy import save
 
     payload = save({_TENSOR: head.values}, metadata={"run": head.run, "round": str(head.round)})
-    with replacing(path) as draft:
-        draft.touch(mode=0o600)
-        draft.write_bytes(payload)
+    write_atomically(path, payload, private=True)
 
 
 def read_own_head(path: Path) -> OwnHead:
@@ -65,12 +64,17 @@ def read_own_head(path: Path) -> OwnHead:
     if not path.is_file():
         raise InputError(f"{path}: no such file; `aiseeme-site head RUN --out FILE` writes it at its hospital")
     wrong = InputError(f"{path}: not what `aiseeme-site head` writes")
-    if path.stat().st_size > _LARGEST:
+    try:
+        with path.open("rb") as opened:
+            size = opened.seek(0, os.SEEK_END)
+    except OSError as error:
+        raise InputError(f"{path}: it cannot be read: {error.strerror}") from None
+    if size > _LARGEST:
         raise wrong
     try:
-        with safe_open(path, "np") as opened:
-            origin = _Origin.model_validate(opened.metadata() or {})
-            values = opened.get_tensor(_TENSOR) if list(opened.keys()) == [_TENSOR] else None
+        with safe_open(path, "np") as tensors:
+            origin = _Origin.model_validate(tensors.metadata() or {})
+            values = tensors.get_tensor(_TENSOR) if list(tensors.keys()) == [_TENSOR] else None
     except (SafetensorError, ValidationError, OSError, TypeError):
         raise wrong from None
     if values is None or values.ndim != 1 or values.dtype != np.float32 or not np.isfinite(values).all():

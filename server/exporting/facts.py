@@ -74,6 +74,7 @@ class ExportFacts(Options):
         classes: of a classifier what its outputs stand for, in order; none: the model is a backbone.
         learns_labels: whether the run did; with no classes here, each site has a head of its own, which stays there.
         temperature: what its logits are divided by; None: nothing.
+        own_head: whether the last layer is one hospital's own, learnt from its patients alone.
         input: shape and type of what goes in.
         output: shape and type of what comes out.
         model_sha256: of the bytes of the run's ``backbone.safetensors``.
@@ -90,6 +91,7 @@ class ExportFacts(Options):
     classes: tuple[str, ...] = Field(default=(), strict=False)
     learns_labels: bool = False
     temperature: float | None = None
+    own_head: bool = False
     input: str = "images: (B, channels, size, size) float32, normalised"
     output: str = "features: (B, feature_dim) float32"
     model_sha256: Sha256

@@ -216,8 +216,16 @@ def test_a_hospital_s_own_classifier_is_put_together_and_is_the_one_that_was_tes
     assert code == 0, said
     session = onnxruntime.InferenceSession(tmp_path / "north" / "exports" / "backbone.onnx")
     assert [one.name for one in session.get_outputs()] == ["probabilities"]
-    code, said = called(monkeypatch, capsys, "verify", tmp_path / "north" / "model")
-    assert code == 0 and "NOT SIGNED" in said, said
+    exported = tmp_path / "north" / "exports" / "backbone.onnx"
+    assert exported.stat().st_mode & 0o777 == 0o600
+    for subject in (tmp_path / "north", tmp_path / "north" / "model", exported):
+        code, said = called(monkeypatch, capsys, "verify", subject, "--runs", home)
+        assert code == 0 and "NOT SIGNED" in said and "one hospital's own" in said, said
+    # An export with that layer over another backbone is no export of this run.
+    beside = exported.with_name("backbone.onnx.manifest.json")
+    beside.write_text(beside.read_text().replace(results.backbone_sha256, "0" * 64))
+    code, said = called(monkeypatch, capsys, "verify", exported, "--runs", home)
+    assert code == 1 and "was not made from the model" in said
 
 
 def test_what_is_no_hospital_s_own_head_is_refused(pretrained, monkeypatch, capsys, tmp_path):
@@ -225,7 +233,7 @@ def test_what_is_no_hospital_s_own_head_is_refused(pretrained, monkeypatch, caps
     results, folder = finetuned(monkeypatch, capsys, home, run, "--task", "own")
     head, out = folder / "sites" / "north" / "own-head.safetensors", tmp_path / "joined"
 
-    def refused(reference: str, file: Path, target: Path = out) -> str:
+    def refused(reference: object, file: Path, target: Path = out) -> str:
         code, said = called(monkeypatch, capsys, "personal", reference, "--runs", home, "--head", file, "--out", target)
         assert code == 2 and not out.exists(), said
         return said
@@ -234,11 +242,22 @@ def test_what_is_no_hospital_s_own_head_is_refused(pretrained, monkeypatch, caps
     bad = tmp_path / "bad.safetensors"
     assert "its hospitals have no heads of their own" in refused(run, head)
     assert "it is there already" in refused(results.run, head, tmp_path)
+    assert "it is there already" in refused(results.run, head, tmp_path / "new" / "..")
+    code, _ = called(
+        monkeypatch, capsys, "personal", results.run, "--runs", home, "--head", head, "--out", tmp_path / "a"
+    )
+    assert code == 0
+    assert "a hospital's own classifier already" in refused(tmp_path / "a", head)
     assert "no such file; `aiseeme-site head RUN" in refused(results.run, tmp_path / "none")
     write_own_head(bad, replace(own, run="another"))
     assert f"a head of run another, not of {results.run}" in refused(results.run, bad)
     write_own_head(bad, replace(own, round=6))
     assert "after round 6, and the model is that of round 5" in refused(results.run, bad)
+    write_own_head(bad, replace(own, round=4))
+    code, said = called(
+        monkeypatch, capsys, "personal", results.run, "--runs", home, "--head", bad, "--out", tmp_path / "b"
+    )
+    assert code == 0 and "its last layer is that of round 4, its backbone that of round 5" in said
     write_own_head(bad, replace(own, values=own.values[:-1]))
     assert "it does not fit the 2 classes" in refused(results.run, bad)
     for content in (b"\x80\x04pickle", (folder / "model" / "backbone.safetensors").read_bytes(), b""):

@@ -60,12 +60,34 @@ def test_a_run_that_is_not_known_has_no_own_head_or_is_not_the_only_one_is_refus
     out = tmp_path / "head.safetensors"
     assert head("2025", "--home", home, "--out", out) == 2
     assert "nothing of it is kept" in capsys.readouterr().err
-    for pattern in ("*", "../runs", ""):
-        head(pattern, "--home", tmp_path / "nowhere", "--out", out)
-        assert "Traceback" not in capsys.readouterr().err
+    for run, why in (("*", "nothing of it is kept"), ("../runs/20", "nothing of it is kept"), ("", "was expected")):
+        assert head(run, "--home", home, "--out", out) == 2
+        assert why in capsys.readouterr().err
+    assert head(RUN, "--home", tmp_path / "nowhere", "--out", out) == 2
+    assert "--home names the site's folder" in capsys.readouterr().err
     LocalState(home / "state", "20261201-other", 0, kept=1).save(1, {"own/weights": torch.zeros(3)})
     assert head("20261201-o", "--home", home, "--out", out) == 2
-    assert "no head of its own was trained here" in capsys.readouterr().err
+    assert "it has trained no head of its own here" in capsys.readouterr().err
     assert head("20261201", "--home", home, "--out", out) == 2
     assert "2 runs begin so" in capsys.readouterr().err
     assert not out.exists()
+    LocalState(home / "state", RUN + "-again", 0, kept=1).save(1, {OWN_HEAD: torch.zeros(3)})
+    assert head(RUN, "--home", home, "--out", out) == 0  # its whole id, though it begins another one's
+    assert read_own_head(out).round == 3
+
+
+def test_a_state_that_was_cut_off_is_told_and_nothing_is_written(home, tmp_path, capsys):
+    kept = home / "state" / "runs" / RUN / "stage-000" / "round-000003.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-8])
+    out = tmp_path / "head.safetensors"
+    assert head(RUN, "--home", home, "--out", out) == 2
+    assert "of round 3 cannot be read" in capsys.readouterr().err and not out.exists()
+
+
+def test_it_is_its_owner_s_though_somebody_left_a_file_for_others_in_its_way(home, tmp_path):
+    out, theirs = tmp_path / "head.safetensors", tmp_path / "theirs"
+    theirs.write_bytes(b"")
+    theirs.chmod(0o666)
+    (tmp_path / "head.safetensors.tmp").symlink_to(theirs)
+    assert head(RUN, "--home", home, "--out", out) == 0
+    assert out.stat().st_mode & 0o777 == 0o600 and theirs.read_bytes() == b""

@@ -424,10 +424,24 @@ def test_an_unfit_place_is_refused(out, unsigned, tmp_path):
     assert list((tmp_path / "folder").iterdir()) == []
 
 
-@pytest.mark.parametrize("run", ["../runs", "..", "/", "", "%", f"../runs/{RUN}", f"{RUN}/../{RUN}"])
-def test_no_trick_with_a_runs_id_exports_another_folder(run, unsigned):
+@pytest.mark.parametrize("run", ["../runs", "..", "/", "", "%", f"../runs/{RUN}x", "."])
+def test_no_trick_with_a_runs_id_exports_another_folder(run, unsigned, monkeypatch):
+    monkeypatch.chdir(unsigned)
     with pytest.raises(InputError):
         export_run(run, "safetensors", home=unsigned)
+
+
+def test_a_run_s_folder_is_exported_and_not_signed_for_nobody_has_signed_its_card(home, tmp_path):
+    received = tmp_path / "received"
+    shutil.copytree(home / RUN, received, ignore=shutil.ignore_patterns("exports"))
+    (received / "model" / "README.md").write_text("what a stranger has to say")
+    made = export_run(str(received), "monai", home=home, key=NAMED)
+    assert made.path.parent == received.resolve() / "exports" and not made.signed
+    assert export_run(RUN, "monai", home=home, key=NAMED, out=tmp_path / "own").signed
+    (received / "model" / "README.md").unlink()
+    (received / "model" / "README.md").symlink_to(home / RUN / "config.toml")
+    linked = export_run(str(received), "monai", home=home, key=NAMED, force=True)
+    assert "seed = " not in (linked.path / "docs" / "README.md").read_text()
 
 
 def test_an_unknown_format_is_told_with_those_that_there_are(unsigned):

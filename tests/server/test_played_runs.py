@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -71,6 +72,19 @@ def test_the_fifth_crash_in_a_round_fails_the_run(played: Played) -> None:
     assert played.starts == [RUN] * 5
     row = played.registry.get(RUN)
     assert row.status == "failed" and row.reason == "its process ended 5 times in round 1: see coordinator.log"
+
+
+def test_a_process_that_could_not_be_started_has_not_crashed(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(played_runs.Kept, "start", full)
+        for _ in range(6):
+            with pytest.raises(OSError, match="too many open files"):
+                played.runs.tend()
+    played.until_ended()
+    assert played.registry.get(RUN).status == "queued" and played.starts == [RUN]
 
 
 def test_a_round_that_was_played_meanwhile_begins_the_count_anew(played: Played) -> None:
