@@ -6,7 +6,6 @@ Whoever an invitation names as the federation's authority and signer is the one 
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 import secrets
 import shutil
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from aiseeme_models.atomic_files import flush_folder, replacing, write_atomically
+from aiseeme_models.atomic_files import flush_folder, write_atomically
 from aiseeme_models.errors import InputError
 from client.ledger import Ledger
 from client.membership import (
@@ -125,7 +124,7 @@ def _make_pending(pending: Path, given: Membership) -> None:
         shutil.rmtree(pending)
     pending.mkdir(mode=0o700)
     key = make_site_key()
-    _write_private(pending / KEY, private_pem(key))
+    write_atomically(pending / KEY, private_pem(key).encode(), private=True)
     write_atomically(pending / _REQUEST, _request(given.site, key).encode())
     write_atomically(pending / _INVITATION, to_json(given))
 
@@ -167,8 +166,8 @@ def _install(home: SiteHome, given: Membership, key: EllipticCurvePrivateKey) ->
     folder = membership_folder(home.folder)
     target = folder / f"{given.serial}-{secrets.token_hex(4)}"
     target.mkdir(mode=0o700)
-    _write_private(target / KEY, private_pem(key))
-    _write_private(target / NODE_KEY, openssh_pem(key))
+    write_atomically(target / KEY, private_pem(key).encode(), private=True)
+    write_atomically(target / NODE_KEY, openssh_pem(key).encode(), private=True)
     public = given.model_copy(update={"private_key": None, "renews": None})
     for name, content in (
         (AUTHORITY, given.authority.encode()),
@@ -255,8 +254,3 @@ def _differs(path: Path, given: Membership, known: Membership) -> str:
     }
     said = next(text for name, text in wrong.items() if getattr(given, name) != getattr(known, name))
     return f"{path}: {said}. Ask the coordinator by telephone; --replace leaves {known.federation} for it"
-
-
-def _write_private(path: Path, text: str) -> None:
-    with replacing(path) as draft, os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)

@@ -70,8 +70,6 @@ def take_own_head(state_folder: Path, run: str) -> OwnHead:
     Raises:
         InputError: nothing of such a run is kept, it has no head of its own here, or what is kept cannot be read.
     """
-    from safetensors import SafetensorError
-
     if not run:
         raise InputError("a run's id, or its beginning, was expected")
     runs = state_folder / "runs"
@@ -82,26 +80,35 @@ def take_own_head(state_folder: Path, run: str) -> OwnHead:
         there = f"{len(kept)} runs begin so: {', '.join(kept)}" if kept else "nothing of it is kept"
         raise InputError(f"run {run}: {there}; what a run leaves here goes after 30 days without a question about it")
     whole = run if run in kept else kept[0]
-    state = LocalState(state_folder, whole, 0, kept=1)
-    newest = state.newest_round()
-    try:
-        tensors = {} if newest is None else state.load_before(newest + 1) or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{state.folder}: what the site kept of round {newest} cannot be read: {error}") from None
-    if newest is None or OWN_HEAD not in tensors:
+    found = _newest_head(state_folder, whole)
+    if found is None:
         raise InputError(f'run {whole}: it has trained no head of its own here; `head = "personal"` makes such a run')
-    return OwnHead(whole, newest, tensors[OWN_HEAD].numpy())
+    return found
 
 
-def lay_own_head_down(site: Site, config: FederationConfig, run: str) -> None:
+def lay_own_head_down(site: Site, run: str) -> None:
     """Write the own head of a simulated site, if it has one, beside its state, which goes at the run's end.
 
     Raises:
+        InputError: what the site kept cannot be read.
         OSError: it cannot be written.
     """
-    kept = kept_head(site, config, run)
-    if kept is not None and OWN_HEAD in kept:
-        write_own_head(site.state_folder / OWN_HEAD_FILE, take_own_head(site.state_folder, run))
+    if (head := _newest_head(site.state_folder, run)) is not None:
+        write_own_head(site.state_folder / OWN_HEAD_FILE, head)
+
+
+def _newest_head(state_folder: Path, run: str) -> OwnHead | None:
+    from safetensors import SafetensorError
+
+    state = LocalState(state_folder, run, 0, kept=1)
+    newest = state.newest_round()
+    if newest is None:
+        return None
+    try:
+        kept = state.load_before(newest + 1) or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{state.folder}: what the site kept of round {newest} cannot be read: {error}") from None
+    return OwnHead(run, newest, kept[OWN_HEAD].numpy()) if OWN_HEAD in kept else None
 
 
 def _put(weights: NDArray[np.float32], layout: SharedLayout, head: NDArray[np.float32]) -> NDArray[np.float32]:

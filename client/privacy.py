@@ -8,7 +8,6 @@ tells when the file was edited or put back to an older state, the file when the 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, ValidationError
 
-from aiseeme_models.atomic_files import replacing
+from aiseeme_models.atomic_files import write_atomically
 from aiseeme_models.options import Options
 from aiseeme_models.privacy.accounting import Epsilon, epsilon
 from aiseeme_models.privacy.spending import History, Spend, merged
@@ -191,11 +190,8 @@ class PrivacyBudget:
 
     def _write(self, seq: int, entry: str, history: Iterable[Spend]) -> None:
         file = _File(format=1, seq=seq, entry=entry, settings=_settings(history))
-        with (
-            replacing(self.path) as draft,
-            os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out,
-        ):
-            out.write(json.dumps(file.model_dump(mode="json"), indent=1) + "\n")
+        text = json.dumps(file.model_dump(mode="json"), indent=1) + "\n"
+        write_atomically(self.path, text.encode(), private=True)
 
 
 def _settings(history: Iterable[Spend]) -> tuple[tuple[float, float, int], ...]:

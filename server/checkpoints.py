@@ -23,7 +23,7 @@ from pydantic import JsonValue, ValidationError
 from aiseeme_models import __version__
 from aiseeme_models.atomic_files import TEMPORARY_SUFFIX, Watch, replacing, unwatched
 from aiseeme_models.errors import InputError, RunFailed
-from server.checkpoint_manifest import CheckpointManifest, CountedSite
+from server.checkpoint_manifest import CheckpointManifest, CountedSite, sha256_of
 from server.signed_files import CHECKPOINT, distrust, signature_file, write_signature
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class CheckpointStore:
                 leftover.unlink(missing_ok=True)
             with replacing(weights, self._watch) as temporary:
                 _write_tensors(temporary, vector, optimizer_state)
-                digest = _sha256_of(temporary)
+                digest = sha256_of(temporary)
             manifest = CheckpointManifest(
                 run=run,
                 round=round,
@@ -336,11 +336,6 @@ def _read_tensors(raw: bytes, name: str) -> dict[str, Vector]:
     if VECTOR not in tensors or foreign or any(t.dtype != np.float32 or t.ndim != 1 for t in tensors.values()):
         raise CheckpointDamaged(f"{name} does not hold a model as flat float32 vectors")
     return {key: tensor if tensor.flags.writeable else tensor.copy() for key, tensor in tensors.items()}
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[int]:

@@ -17,7 +17,7 @@ from aiseeme_models.errors import InputError
 from federation_configs.loading import config_sha256, load_config
 from federation_configs.schema import FederationConfig
 from federation_configs.signatures import public_hex, public_key
-from server.checkpoint_manifest import CheckpointManifest
+from server.checkpoint_manifest import CheckpointManifest, sha256_of
 from server.checkpoints import CheckpointStore
 from server.exporting.manifest import SUFFIX, manifest_of, read_export_manifest
 from server.model_manifest import (
@@ -211,9 +211,9 @@ def verify_export(
     if export.facts.own_head:
         walk.found.notes.append(OWN_HEAD)
         weights = model / WEIGHTS_FILE
-        made_from = weights.is_file() and _digest(weights) == export.facts.model_sha256
+        made_from = weights.is_file() and sha256_of(weights) == export.facts.model_sha256
     else:
-        made_from = _digest(model / MANIFEST_FILE) == export.parent_sha256
+        made_from = sha256_of(model / MANIFEST_FILE) == export.parent_sha256
     if not made_from:
         walk.found.problems.append(f"the export was not made from the model that run {run.name} has now")
     config = _config(run, walk.found)
@@ -238,17 +238,12 @@ def _config(run: Path, found: Lineage) -> FederationConfig | None:
         return None
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _file(path: Path, expected: str, what: str, found: Lineage) -> None:
     if path.is_symlink() or not path.is_file():
         found.problems.append(f"{what} is {'a link: it was not followed' if path.is_symlink() else 'not there'}")
         return
     try:
-        digest = _digest(path)
+        digest = sha256_of(path)
     except OSError as error:
         found.problems.append(f"{what} cannot be read: {error.strerror}")
         return

@@ -317,7 +317,7 @@ def _play(
         if learns_labels(config):
             assessed = assess(config, vector, hospitals.sites, run=folder.name, device=plan.device)
             for site in hospitals.sites:
-                lay_own_head_down(site, config, folder.name)
+                lay_own_head_down(site, folder.name)
             results = files.classified(
                 state, vector, assessed, loops[0].tested, seconds + time.perf_counter() - started
             )

@@ -243,10 +243,8 @@ def test_what_is_no_hospital_s_own_head_is_refused(pretrained, monkeypatch, caps
     assert "its hospitals have no heads of their own" in refused(run, head)
     assert "it is there already" in refused(results.run, head, tmp_path)
     assert "it is there already" in refused(results.run, head, tmp_path / "new" / "..")
-    code, _ = called(
-        monkeypatch, capsys, "personal", results.run, "--runs", home, "--head", head, "--out", tmp_path / "a"
-    )
-    assert code == 0
+    join = ("personal", results.run, "--runs", home, "--head")
+    assert called(monkeypatch, capsys, *join, head, "--out", tmp_path / "a")[0] == 0
     assert "a hospital's own classifier already" in refused(tmp_path / "a", head)
     assert "no such file; `aiseeme-site head RUN" in refused(results.run, tmp_path / "none")
     write_own_head(bad, replace(own, run="another"))
@@ -254,9 +252,7 @@ def test_what_is_no_hospital_s_own_head_is_refused(pretrained, monkeypatch, caps
     write_own_head(bad, replace(own, round=6))
     assert "after round 6, and the model is that of round 5" in refused(results.run, bad)
     write_own_head(bad, replace(own, round=4))
-    code, said = called(
-        monkeypatch, capsys, "personal", results.run, "--runs", home, "--head", bad, "--out", tmp_path / "b"
-    )
+    code, said = called(monkeypatch, capsys, *join, bad, "--out", tmp_path / "b")
     assert code == 0 and "its last layer is that of round 4, its backbone that of round 5" in said
     write_own_head(bad, replace(own, values=own.values[:-1]))
     assert "it does not fit the 2 classes" in refused(results.run, bad)

@@ -95,7 +95,7 @@ from client import ledger, privacy
 from tests.client.test_privacy_budget import charge
 moment, die = {moment!r}, lambda: os.kill(os.getpid(), signal.SIGKILL)
 if moment == "write":  # the ledger has it, the budget file has not
-    privacy.replacing = lambda *_: die()
+    privacy.write_atomically = lambda *_, **__: die()
 elif moment == "fsync":
     real, flushed = os.fsync, []
     def fsync(descriptor):
@@ -121,10 +121,10 @@ def test_a_disk_that_is_full_charges_nothing_and_begins_nothing(home, monkeypatc
     charge(home, 1)
     before = (home / BUDGET_FILE).read_bytes()
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(privacy_module, "replacing", full)
+    monkeypatch.setattr(privacy_module, "write_atomically", full)
     with pytest.raises(OSError) as failed:
         charge(home, 2)
     assert code_of(failed.value) is SiteError.DISK_FULL
