@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import gc
 import importlib
-import sqlite3
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from flwr.proto.fleet_pb2 import PullMessagesRequest
@@ -21,19 +18,10 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from federation_configs.doorbell import Doorbell
 from federation_configs.light_layers import lighten
 from federation_configs.whole_bodies import WholeBodies
+from server.object_files import FileObjectStore, stored_in_turn
 
 HOLD_S = 3.0
-_PAGE_BYTES = 65_536  # a piece of weights of 5 MiB is a chain of 80 pages, not of 1280
 _CLEANUP_EVERY_S = 1.0
-
-
-def make_database(path: Path) -> None:
-    """Make an empty SQLite database with large pages, if none is there."""
-    if not path.exists():
-        connection = sqlite3.connect(path)
-        connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-        connection.execute("VACUUM")
-        connection.close()
 
 
 def hasten() -> None:
@@ -46,6 +34,9 @@ def hasten() -> None:
     # The gateway's log counts the bytes of each request; a write of the database per request for a sum is not needed.
     state.store_traffic = lambda *_arguments, **_named: None
     state._cleanup_expired_task_tokens = _seldom(state._cleanup_expired_task_tokens)
+    factory = importlib.import_module("flwr.supercore.object_store.object_store_factory")
+    factory.SqlObjectStore = FileObjectStore  # type: ignore[attr-defined]
+    state.store_object = stored_in_turn(state.store_object)
 
 
 def _quick(app: Any) -> Any:
@@ -83,7 +74,6 @@ def _seldom(clean: Callable[[Any], None]) -> Callable[[Any], None]:
 
 def main() -> None:
     """Run the SuperLink; the arguments are those of ``flower-superlink``."""
-    make_database(Path(sys.argv[sys.argv.index("--database") + 1]))
     hasten()
     command = importlib.import_module("flwr.superlink.cli.flower_superlink")
     gc.collect()

@@ -22,6 +22,7 @@ from federation_configs import light_layers
 from federation_configs.doorbell import EVERYBODY, Doorbell
 from federation_configs.whole_bodies import WholeBodies
 from server import superlink
+from server.object_files import FileObjectStore
 
 PROTOBUF = {"content-type": importlib.import_module("flwr.supercore.protobuf.constants").PROTOBUF_MEDIA_TYPE}
 
@@ -231,6 +232,8 @@ def hastened(monkeypatch):
         (app, "create_app"),
         (state, "store_traffic"),
         (state, "_cleanup_expired_task_tokens"),
+        (state, "store_object"),
+        (importlib.import_module("flwr.supercore.object_store.object_store_factory"), "SqlObjectStore"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))
     return superlink.hasten
@@ -292,20 +295,16 @@ def test_the_bell_rings_for_those_to_whom_messages_go():
     assert superlink._addressees(b"\xff") == [] and superlink._node(b"\xff") == -1
 
 
-def test_the_superlinks_database_has_large_pages_and_stays_durable(tmp_path):
-    from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
-    from flwr.supercore.object_store.sql_object_store import SqlObjectStore
-
+def test_a_hastened_superlink_keeps_large_objects_in_files_and_is_durable(hastened, tmp_path):
+    hastened()
+    links = importlib.import_module("flwr.server.superlink.linkstate.linkstate_factory")
+    stores = importlib.import_module("flwr.supercore.object_store.object_store_factory")
     path = tmp_path / "superlink.db"
-    superlink.make_database(path)
-    store = SqlObjectStore(str(path))
-    store.initialize()
-    SqlLinkState(str(path), SimpleNamespace(), store).initialize()
+    objects = stores.ObjectStoreFactory(str(path))
+    links.LinkStateFactory(str(path), SimpleNamespace(), objects).state()
+    assert isinstance(objects.store(), FileObjectStore)
     with sqlite3.connect(path) as database:
-        assert database.execute("PRAGMA page_size").fetchone() == (65_536,)
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    superlink.make_database(path)  # one that is there is left as it is
-    assert store._engine is not None
 
 
 def test_expired_claims_are_looked_for_at_most_once_a_second(monkeypatch):
