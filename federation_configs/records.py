@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from aiseeme_models.options import Options
 from federation_configs.signatures import SIGNATURE
-from federation_configs.transfer import Transfer
+from federation_configs.transfer import Transfer, widened
 from federation_configs.wire import NONCE
 
 BODY, WEIGHTS, FLAT, JSON, SIGNED = "body", "weights", "flat", "json", "signature"
@@ -155,7 +155,7 @@ def unpack_weights(content: RecordDict, size: int, transfer: Transfer = "float32
     floats, code = _floats(record), _CODES[transfer]
     if record is None or record[FLAT].dtype != transfer or len(floats) != np.dtype(code).itemsize * size:
         raise MalformedRecord(f"its array is not {transfer} of shape ({size},)")
-    return np.frombuffer(floats, dtype=code).astype(np.float32, copy=False)
+    return widened(np.frombuffer(floats, dtype=code))
 
 
 def left_with(content: RecordDict) -> tuple[int, str]:
