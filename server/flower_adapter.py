@@ -128,6 +128,13 @@ class Link:
         with self._control() as control:
             control.StopRun(StopRunRequest(run_id=run_id))
 
+    def forget_ended_runs(self) -> None:
+        """Have the SuperLink delete what is left of the messages of ended runs: it does so when it lists them."""
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        with self._control() as control:
+            control.ListRuns(ListRunsRequest())
+
     def acquire(self) -> tuple[int, str] | None:
         """Claim the oldest waiting ServerApp task: (run id, token); None where there is none."""
         from flwr.proto.runtime_pb2 import AcquireTaskRequest

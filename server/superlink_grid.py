@@ -153,8 +153,10 @@ class SuperLinkGrid(Grid):
         raise NotImplementedError("server.exchange.ask asks the sites")
 
     def close(self, *, completed: bool, details: str = "") -> None:
-        """End the Flower run."""
+        """End the Flower run, and leave nothing of what travelled in it at the SuperLink."""
         self._open.finish(completed=completed, details=details)
+        with contextlib.suppress(httpx.HTTPError):  # a SuperLink that is away does it when the next run ends
+            self._link.forget_ended_runs()
 
     def registered(self) -> dict[bytes, int]:
         """The registered nodes' ids by public key (PEM)."""

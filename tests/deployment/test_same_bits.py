@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.loopback import aiseeme, aiseeme_site, ran
+from scripts.loopback import aiseeme, aiseeme_site, ran, until
 from tests.deployment.hospitals import loopback, needs_nginx
 
 pytestmark = [pytest.mark.deployment, needs_nginx]
@@ -27,6 +27,8 @@ def test_a_real_federation_trains_the_backbone_that_a_simulation_trains(tmp_path
         assert results["status"] == "done"
         assert results["backbone_sha256"] == expected["backbone_sha256"]
         ran(aiseeme("verify", run, "--runs", federation.home / "runs"))
+        kept = federation.home / "superlink.sqlite.objects"  # nothing of what the sites sent stays at the coordinator
+        until(lambda: not list(kept.iterdir()), "the SuperLink forgets what travelled")
 
         for hospital in federation.hospitals.values():
             ran(aiseeme_site("ledger", "verify", "--home", hospital.home))
