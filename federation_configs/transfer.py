@@ -54,7 +54,7 @@ def widened(values: NDArray[np.float32] | NDArray[np.float16]) -> NDArray[np.flo
     """The same floats as float32; what is float32 already is given as it is."""
     if values.dtype == np.float32:
         return values.astype(np.float32, copy=False)
-    return torch.from_numpy(np.array(values, dtype=np.float16)).float().numpy()
+    return torch.from_numpy(np.array(values)).float().numpy()
 
 
 def sha256_of(weights: NDArray[np.float32]) -> str:

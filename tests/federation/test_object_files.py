@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import resource
 import sqlite3
 import threading
 from pathlib import Path
@@ -164,6 +165,70 @@ class TestFiles:
         assert store.get(LARGE[0]) is None
         assert f"an object has {left} of {len(LARGE[1])} bytes" in capfd.readouterr().out
 
+    @pytest.mark.parametrize("damage", [lambda file: os.truncate(file, 7), Path.unlink])
+    def test_what_lost_its_file_is_asked_for_again(self, tmp_path, store, damage):
+        given(store, LARGE, OTHER)
+        damage(next(file for file in files(tmp_path) if file.read_bytes() == LARGE[1]))
+        tree = ObjectTree(object_id=SMALL[0], children=[ObjectTree(object_id=one[0]) for one in (LARGE, OTHER)])
+        assert sorted(store.preregister(RUN + 1, tree)) == sorted([SMALL[0], LARGE[0]])
+        assert store.get(LARGE[0]) == b""  # on its way
+        store.put(*LARGE)
+        assert store.get(LARGE[0]) == LARGE[1] and store.get(OTHER[0]) == OTHER[1]
+        assert store.preregister(RUN + 2, tree) == [SMALL[0]]
+
+    def test_more_objects_than_one_question_takes(self, tmp_path, store, monkeypatch):
+        monkeypatch.setattr(object_files, "_MOST_IDS", 2)
+        several = [piece(fill) for fill in range(5)]
+        given(store, *several)
+        lost = [content for _, content in several[1:4]]
+        for file in files(tmp_path):
+            if file.read_bytes() in lost:
+                file.unlink()
+        tree = ObjectTree(object_id=SMALL[0], children=[ObjectTree(object_id=object_id) for object_id, _ in several])
+        assert sorted(store.preregister(RUN, tree)) == sorted([SMALL[0], *(one for one, _ in several[1:4])])
+
+    def test_a_file_that_holds_something_else_after_a_power_cut_is_not_given(self, tmp_path, store, capfd):
+        given(store, LARGE, OTHER)
+        next(file for file in files(tmp_path) if file.read_bytes() == LARGE[1]).write_bytes(OTHER[1])
+        (tmp_path / "link.sqlite.objects" / "lost+found").mkdir()
+        again = opened(tmp_path)
+        assert again.get(LARGE[0]) is None and again.get(OTHER[0]) == OTHER[1]
+        assert "asked for again" in capfd.readouterr().out
+        assert again.preregister(RUN, ObjectTree(object_id=LARGE[0])) == [LARGE[0]]
+
+    def test_an_older_folder_becomes_its_owner_s(self, tmp_path):
+        (tmp_path / "link.sqlite.objects").mkdir(mode=0o755)
+        opened(tmp_path)
+        assert (tmp_path / "link.sqlite.objects").stat().st_mode & 0o777 == 0o700
+
+    def test_a_transaction_that_is_rolled_back_after_a_savepoint_loses_nothing(self, store):
+        given(store, LARGE, OTHER)
+        with pytest.raises(KeyboardInterrupt), store.session() as session:
+            store.delete(LARGE[0])
+            store.clear()
+            with session.begin_nested():
+                pass
+            raise KeyboardInterrupt
+        assert store.get(LARGE[0]) == LARGE[1] and store.get(OTHER[0]) == OTHER[1]
+
+    def test_a_store_that_was_cleared_takes_objects_again(self, tmp_path, store):
+        given(store, LARGE, OTHER)
+        store.delete(LARGE[0])
+        store.clear()
+        assert files(tmp_path) == []
+        given(store, LARGE)
+        store.delete(LARGE[0])
+        files(tmp_path)[0].unlink()  # somebody tidied the folder
+        given(store, OTHER)
+        assert store.get(OTHER[0]) == OTHER[1]
+
+    def test_an_object_is_stored_under_its_own_id_alone(self, store):
+        for object_id, _ in (LARGE, OTHER):
+            store.preregister(RUN, ObjectTree(object_id=object_id))
+        with store.made_ready(*LARGE):
+            store.put(*OTHER)
+        assert store.get(OTHER[0]) == OTHER[1] and store.get(LARGE[0]) == b""
+
     def test_an_object_that_is_deleted_and_written_over_while_it_is_read_is_not_given(self, store, monkeypatch):
         given(store, LARGE)
         plain = Path.read_bytes
@@ -189,6 +254,20 @@ class TestFiles:
         assert store.get(OTHER[0]) == b"" and store.get(LARGE[0]) == LARGE[1]
         store.put(*OTHER)  # there is room again
         assert store.get(OTHER[0]) == OTHER[1]
+
+    def test_a_disk_that_fills_up_within_an_object_stores_nothing(self, tmp_path, store):
+        object_id, content = piece(9, 2**23)
+        store.preregister(RUN, ObjectTree(object_id=object_id))
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**22, hard))  # the first write takes half of it, without an error
+        try:
+            with pytest.raises(OSError, match="too large"):
+                store.put(object_id, content)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert store.get(object_id) == b"" and files(tmp_path) == []
+        store.put(object_id, content)
+        assert store.get(object_id) == content
 
 
 def _full(descriptor: int, *_arguments, **_named):
@@ -238,6 +317,7 @@ class TestInTurn:
             patched.setattr(object_files.os, "fdopen", _full)
             assert state.store_object(RUN, session, *LARGE) is False
         assert state.get_object(RUN, LARGE[0]) == b""
+        assert files(tmp_path) == []
         assert state.store_object(RUN, session, *LARGE) is True
         assert state.get_object(RUN, LARGE[0]) == LARGE[1]
         state.object_store.delete_objects_in_run(RUN)
@@ -255,5 +335,6 @@ class TestInTurn:
             patched.setattr(importlib.import_module("flwr.supercore.corestate.sql_corestate"), "timedelta", broken)
             assert state.store_object(RUN, session, *LARGE) is False
         assert state.get_object(RUN, LARGE[0]) == b""
-        assert state.store_object(RUN, session, *OTHER) is True  # in the file that was let go
+        assert files(tmp_path) == []
+        assert state.store_object(RUN, session, *OTHER) is True
         assert len(files(tmp_path)) == 1
