@@ -22,6 +22,12 @@ Config = Annotated[str, typer.Argument(help="A TOML file or the name of a ready-
 Engine = Annotated[str, typer.Option(help="local (this process) or ray (Flower's engine, for many GPUs).")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many; the first is the configuration's.")]
 Finetune = Annotated[str, typer.Option(help="Fine-tunings as fraction:epochs of the labelled patients, or none.")]
+Folds = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Probe in so many folds of patients too, over every labelled image (0: on the test split alone)."
+    ),
+]
 Name = Annotated[
     str | None, typer.Option(help="The study's folder below RUNS/studies (default: of study and configuration).")
 ]
@@ -48,6 +54,7 @@ def order(
     partition: Partition = None,
     seeds: Seeds = 3,
     finetune: Finetune = _FINETUNE,
+    folds: Folds = 0,
     drawn: Annotated[int, typer.Option(min=0, max=20, help="Orders drawn where there are over three stages.")] = 4,
     initial: Initial = None,
     engine: Engine = "local",
@@ -59,7 +66,21 @@ def order(
     """Every order of the curriculum's stages, its reverse, each task alone, and no pretraining."""
     options = {"drawn": drawn, "initial": initial is not None}
     _play(
-        "order", options, config, data, sites, partition, seeds, finetune, initial, engine, device, name, runs, as_json
+        "order",
+        options,
+        config,
+        data,
+        sites,
+        partition,
+        seeds,
+        finetune,
+        folds,
+        initial,
+        engine,
+        device,
+        name,
+        runs,
+        as_json,
     )
 
 
@@ -71,6 +92,7 @@ def tasks(
     partition: Partition = None,
     seeds: Seeds = 3,
     finetune: Finetune = _FINETUNE,
+    folds: Folds = 0,
     initial: Initial = None,
     engine: Engine = "local",
     device: Device = "auto",
@@ -81,7 +103,21 @@ def tasks(
     """Each task alone, the curriculum; the federation, each site alone, and all images in one place."""
     options = {"initial": initial is not None}
     _play(
-        "tasks", options, config, data, sites, partition, seeds, finetune, initial, engine, device, name, runs, as_json
+        "tasks",
+        options,
+        config,
+        data,
+        sites,
+        partition,
+        seeds,
+        finetune,
+        folds,
+        initial,
+        engine,
+        device,
+        name,
+        runs,
+        as_json,
     )
 
 
@@ -93,6 +129,7 @@ def volume(
     partition: Partition = None,
     seeds: Seeds = 3,
     finetune: Finetune = _FINETUNE,
+    folds: Folds = 0,
     fractions: Annotated[str, typer.Option(help="Shares of each site's training patients.")] = "0.1,0.25,0.5,1",
     engine: Engine = "local",
     device: Device = "auto",
@@ -102,7 +139,23 @@ def volume(
 ) -> None:
     """Pretraining on shares of the patients, in equally many steps."""
     options = {"fractions": _numbers(fractions, "--fractions", float)}
-    _play("volume", options, config, data, sites, partition, seeds, finetune, None, engine, device, name, runs, as_json)
+    _play(
+        "volume",
+        options,
+        config,
+        data,
+        sites,
+        partition,
+        seeds,
+        finetune,
+        folds,
+        None,
+        engine,
+        device,
+        name,
+        runs,
+        as_json,
+    )
 
 
 @study_app.command()
@@ -116,6 +169,7 @@ def hyperparameters(
     partition: Partition = None,
     seeds: Seeds = 3,
     finetune: Finetune = "none",
+    folds: Folds = 0,
     engine: Engine = "local",
     device: Device = "auto",
     name: Name = None,
@@ -125,8 +179,8 @@ def hyperparameters(
     """A grid over learning rate and batch size of one stage, scored on validation patients, not on test patients."""
     options = {"lr": _numbers(lr, "--lr", float), "batch": _numbers(batch, "--batch", int), "stage": stage}
     _play(
-        "hyperparameters", options, config, data, sites, partition, seeds, finetune, None, engine, device, name, runs,
-        as_json,
+        "hyperparameters", options, config, data, sites, partition, seeds, finetune, folds, None, engine, device, name,
+        runs, as_json,
     )  # fmt: skip
 
 
@@ -146,6 +200,7 @@ def _play(
     partition: str | None,
     seeds: int,
     finetune: str,
+    folds: int,
     initial: Path | None,
     engine: str,
     device: str,
@@ -158,7 +213,7 @@ def _play(
     from federation_configs.loading import load_config
     from server.run_folder import runs_home
     from server.study import study_kinds
-    from server.study.measures import parse_finetune
+    from server.study.measures import parse_finetune, parse_folds
     from server.study.playing import Asked, play_study, study_folder
     from server.study.progress import StudyProgress
     from server.study.table import print_table
@@ -172,6 +227,7 @@ def _play(
         partition=partition,
         seeds=seeds,
         finetune=parse_finetune(finetune),
+        folds=parse_folds(folds),
         initial=initial,
         engine=engine,
         device=choose_device(device),

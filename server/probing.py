@@ -6,12 +6,18 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from aiseeme_models.images.splits import Split
+from client.grouping import lasting_names
 from server.results import Baselines, Probes
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from aiseeme_models.backbones import Backbone
     from aiseeme_models.downstream.metrics import ProbeScore
     from aiseeme_models.images.augmentation import BatchAugmentation
@@ -60,18 +66,56 @@ class ProbeImages:
 
     def score(self, candidate: Backbone) -> Probes:
         """Linear and k-NN probe of frozen features."""
+        return self.probes(*self.features(candidate))
+
+    def features(self, candidate: Backbone) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Frozen features ``(N, D)`` of the training images and ``(M, D)`` of the test images."""
         from aiseeme_models.downstream.features import extract_features
-        from aiseeme_models.downstream.probe import knn_probe, linear_probe
 
         candidate = self.ready(candidate)
         plain = self.augmentation.plain
-        x = extract_features(candidate, self.train.images, plain, device=self.device)
-        x_test = extract_features(candidate, self.test.images, plain, device=self.device)
+        train, test = (
+            extract_features(candidate, images, plain, device=self.device)
+            for images in (self.train.images, self.test.images)
+        )
+        return train, test
+
+    def probes(self, x: NDArray[np.float32], x_test: NDArray[np.float32]) -> Probes:
+        """Linear and k-NN probe of `features`."""
+        from aiseeme_models.downstream.probe import knn_probe, linear_probe
+
         y, y_test, who = self.train.labels, self.test.labels, self.test.patients
         return Probes(
             linear=linear_probe(x, y, x_test, y_test, seed=self.config.seed, test_patients=who),
             knn=knn_probe(x, y, x_test, y_test, k=self.config.probe.k, test_patients=who),
         )
+
+    def probes_in_folds(self, x: NDArray[np.float32], x_test: NDArray[np.float32], folds: int) -> Probes:
+        """Linear and k-NN probe of `features` in folds of patients, over training and test images together."""
+        from aiseeme_models.downstream.folds import score_in_folds
+        from aiseeme_models.downstream.probe import knn_votes, linear_votes
+
+        both, labels, patients = np.concatenate([x, x_test]), *self.all_labels
+        knn = partial(knn_votes, k=self.config.probe.k)
+        return Probes(
+            linear=score_in_folds(linear_votes, both, labels, patients, folds=folds),
+            knn=score_in_folds(knn, both, labels, patients, folds=folds),
+        )
+
+    def floor_in_folds(self, folds: int) -> ProbeScore:
+        """The score of a thumbnail and the colours in folds of patients, over training and test images together."""
+        from aiseeme_models.downstream.floor import thumbnail_features
+        from aiseeme_models.downstream.folds import score_in_folds
+        from aiseeme_models.downstream.probe import linear_votes
+
+        x = np.concatenate([thumbnail_features(self.train.images), thumbnail_features(self.test.images)])
+        return score_in_folds(linear_votes, x, *self.all_labels, folds=folds)
+
+    @property
+    def all_labels(self) -> tuple[list[str], list[str]]:
+        """Labels and patients of the training images and then the test images; patients as all homes name them."""
+        labels = [*self.train.labels, *self.test.labels]
+        return labels, lasting_names([*self.train.rows, *self.test.rows])
 
     def floor(self) -> ProbeScore:
         """The score of a thumbnail and the colours."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,23 @@ from numpy.typing import NDArray
 from aiseeme_models.downstream.logistic import MAX_ITERATIONS, fit_logistic
 from aiseeme_models.downstream.metrics import ProbeScore, score_predictions
 from aiseeme_models.errors import InputError
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What a probe says of ``M`` images.
+
+    Attributes:
+        names: the ``C`` classes that it was fitted on.
+        scores: ``(M, C)``, each row summing to 1.
+        notes: what a reader must know about the fit, in sentences.
+        k: neighbours that voted, if any.
+    """
+
+    names: list[str]
+    scores: NDArray[np.float64]
+    notes: tuple[str, ...] = ()
+    k: int | None = None
 
 
 def linear_probe(
@@ -37,10 +55,16 @@ def linear_probe(
     _check(train_x, train_y, test_x, test_y)
     if len(set(train_y)) == 1:
         return _only_class(train_y, test_y, k=None, patients=test_patients)
+    return _score(train_y, test_y, linear_votes(train_x, train_y, test_x, seed=seed), patients=test_patients)
+
+
+def linear_votes(
+    train_x: NDArray[np.float32], train_y: Sequence[str], test_x: NDArray[np.float32], *, seed: int = 0
+) -> Votes:
+    """What `linear_probe` says of ``test_x``; the training labels are of two classes or more."""
     fitted = fit_logistic(train_x, train_y, seed=seed)
-    notes = [] if fitted.converged else [f"Not converged after {MAX_ITERATIONS} iterations."]
-    scores = fitted.probabilities(test_x)
-    return _score(train_y, test_y, scores, fitted.names, k=None, notes=notes, patients=test_patients)
+    notes = () if fitted.converged else (f"Not converged after {MAX_ITERATIONS} iterations.",)
+    return Votes(fitted.names, fitted.probabilities(test_x), notes)
 
 
 def knn_probe(
@@ -67,20 +91,26 @@ def knn_probe(
     Raises:
         InputError: as `linear_probe`, or ``k`` below 1.
     """
-    from sklearn.neighbors import KNeighborsClassifier
-
     _check(train_x, train_y, test_x, test_y)
     if k < 1:
         raise InputError(f"k-NN probe: k is {k}, it must be at least 1")
-    voters = min(k, len(train_x))
     if len(set(train_y)) == 1:
-        return _only_class(train_y, test_y, k=voters, patients=test_patients)
-    notes = [f"Only {voters} training images: k is {voters}, not {k}."] if voters < k else []
+        return _only_class(train_y, test_y, k=min(k, len(train_x)), patients=test_patients)
+    return _score(train_y, test_y, knn_votes(train_x, train_y, test_x, k=k), patients=test_patients)
+
+
+def knn_votes(
+    train_x: NDArray[np.float32], train_y: Sequence[str], test_x: NDArray[np.float32], *, k: int = 20
+) -> Votes:
+    """What `knn_probe` says of ``test_x``; the training labels are of two classes or more."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    voters = min(k, len(train_x))
+    notes = (f"Only {voters} training images: k is {voters}, not {k}.",) if voters < k else ()
     model = KNeighborsClassifier(n_neighbors=voters, metric="cosine", algorithm="brute")
     model.fit(train_x, np.asarray(train_y, dtype=str))
     votes = _two_dimensional(model.predict_proba(test_x))
-    names = [str(name) for name in model.classes_]
-    return _score(train_y, test_y, votes, names, k=voters, notes=notes, patients=test_patients)
+    return Votes([str(name) for name in model.classes_], votes, notes, voters)
 
 
 def _check(
@@ -101,17 +131,12 @@ def _two_dimensional(scores: object) -> NDArray[np.float64]:
 
 
 def _score(
-    train_y: Sequence[str],
-    test_y: Sequence[str],
-    scores: NDArray[np.float64],
-    names: list[str],
-    *,
-    k: int | None,
-    notes: list[str],
-    patients: Sequence[str] | None,
+    train_y: Sequence[str], test_y: Sequence[str], votes: Votes, *, patients: Sequence[str] | None
 ) -> ProbeScore:
-    predicted = [names[index] for index in scores.argmax(axis=1)]
-    return score_predictions(train_y, test_y, predicted, scores, names, k=k, notes=notes, patients=patients)
+    predicted = [votes.names[index] for index in votes.scores.argmax(axis=1)]
+    return score_predictions(
+        train_y, test_y, predicted, votes.scores, votes.names, k=votes.k, notes=votes.notes, patients=patients
+    )
 
 
 def _only_class(

@@ -33,7 +33,7 @@ from server.rounds import RoundLoop, Start
 from server.run_folder import held
 from server.simulation import ENGINES, versions
 from server.study.cells import ModelScores, PlayedStage
-from server.study.measures import KNN, LINEAR, finetune_measure
+from server.study.measures import KNN, LINEAR, finetune_measure, folds_measure
 from server.tuning.settings import among
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Bench:
         images: what probes train and test on; None where nothing is scored here.
         initial: given weights, as their file or folder; None where there are none.
         finetune: which fine-tunings are measured.
+        folds: in how many folds of patients probes are measured too; 0: in none.
         home: the folder of all runs; played stages are kept below it.
         engine: ``local`` or ``ray``.
         observer: told what happens in the rounds.
@@ -76,6 +77,7 @@ class Bench:
     images: ProbeImages | None
     initial: Path | None
     finetune: tuple[FineTuneOptions, ...]
+    folds: int
     home: Path
     engine: str
     observer: Observer
@@ -109,8 +111,12 @@ class Bench:
         from client.grouping import lasting_names
 
         assert self.images is not None
-        probes = self.images.score(backbone)
+        x, x_test = self.images.features(backbone)
+        probes = self.images.probes(x, x_test)
         scores = {LINEAR: probes.linear, KNN: probes.knn}
+        if self.folds:
+            folded = self.images.probes_in_folds(x, x_test, self.folds)
+            scores |= {folds_measure(LINEAR, self.folds): folded.linear, folds_measure(KNN, self.folds): folded.knn}
         train, test = self.images.train, self.images.test
         ready = self.images.ready(backbone) if self.finetune else backbone
         for options in self.finetune:
@@ -132,7 +138,10 @@ class Bench:
     def floor(self) -> ModelScores:
         """What a thumbnail and the colours tell."""
         assert self.images is not None
-        return ModelScores(name="floor", backbone_sha256=None, scores={LINEAR: self.images.floor()})
+        scores = {LINEAR: self.images.floor()}
+        if self.folds:
+            scores[folds_measure(LINEAR, self.folds)] = self.images.floor_in_folds(self.folds)
+        return ModelScores(name="floor", backbone_sha256=None, scores=scores)
 
     def _stage(
         self, config: FederationConfig, place: int, sites: tuple[Site, ...], backbone: Backbone | None

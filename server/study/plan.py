@@ -25,6 +25,7 @@ class StudyPlan(BaseModel):
         sites: number of sites that one folder is dealt to; None: one folder per site.
         partition: how.
         finetune: the fine-tunings that are measured.
+        folds: in how many folds of patients probes are measured too; 0, as studies from before there were folds: none.
         initial_sha256: of the given weights, where there are any.
         device: torch device.
         threads: torch's threads; another number may give other bits.
@@ -40,6 +41,7 @@ class StudyPlan(BaseModel):
     sites: int | None
     partition: str | None
     finetune: tuple[FineTuneOptions, ...]
+    folds: int = 0
     initial_sha256: str | None
     device: str
     threads: int

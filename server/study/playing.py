@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from aiseeme_models.atomic_files import write_atomically
+from aiseeme_models.downstream.folds import check_folds
 from aiseeme_models.errors import InputError, RunFailed
 from client.site_home import SiteHome
 from federation_configs.loading import check_config, config_sha256, to_toml
@@ -50,6 +51,7 @@ class Asked:
         partition: how one folder is dealt, see `server.partitions`.
         seeds: how many; the first is the configuration's, the others follow it.
         finetune: the fine-tunings that are measured.
+        folds: in how many folds of patients probes are measured too; 0: in none.
         initial: given weights, for kinds that have arms from them.
         engine: ``local`` or ``ray``.
         device: torch device.
@@ -63,6 +65,7 @@ class Asked:
     partition: str | None
     seeds: int
     finetune: tuple[FineTuneOptions, ...]
+    folds: int
     initial: Path | None
     engine: str
     device: str
@@ -120,7 +123,7 @@ def play_study(config: FederationConfig, asked: Asked, *, home: Path, progress: 
                 config.name,
                 arms,
                 cells,
-                measures_of(asked.finetune),
+                measures_of(asked.finetune, asked.folds),
                 train_images=len(images.train.labels),
                 test_images=len(images.test.labels),
                 tested=asked.options.tested,
@@ -150,7 +153,11 @@ def _benches(
         images = probe_images(seeded, hospitals.rows, store, device=asked.device, tested=asked.options.tested)
         if isinstance(images, str):
             raise InputError(f"a study needs labels to compare by: {images}")
-        bench = Bench(seeded, hospitals.sites, images, asked.initial, asked.finetune, home, asked.engine, progress)
+        if asked.folds:
+            check_folds(*images.all_labels, asked.folds)
+        bench = Bench(
+            seeded, hospitals.sites, images, asked.initial, asked.finetune, asked.folds, home, asked.engine, progress
+        )
         benches.append((bench, images))
     return benches
 
@@ -245,6 +252,7 @@ def _plan(config: FederationConfig, asked: Asked) -> StudyPlan:
         sites=asked.sites,
         partition=asked.partition,
         finetune=asked.finetune,
+        folds=asked.folds,
         initial_sha256=None if asked.initial is None else _weights_sha256(asked.initial, config),
         device=asked.device,
         threads=torch.get_num_threads(),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from aiseeme_models.atomic_files import write_atomically
 from federation_configs.command_line import shown
-from server.study.measures import title_of
+from server.study.measures import is_in_folds, title_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -115,6 +115,12 @@ class StudyTable(_Part):
             f"Differences are to {self.reference!r} with the same seed; p is that of the paired t-test over the seeds,"
             " not corrected for the number of comparisons.",
         ]
+        if any(is_in_folds(measure) for measure in self.measures):
+            said.append(
+                f"In folds: each of {self.train_images + self.test_images} labelled images is tested once, by a probe"
+                " fitted on those of other patients. Most of them were in pretraining, without labels: this compares"
+                " arms, with less chance in it than one test split has."
+            )
         if n < 2:
             said.append("One seed: no deviation and no test.")
         elif n < _FEW_SEEDS:

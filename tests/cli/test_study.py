@@ -55,6 +55,8 @@ def test_ray_plays_the_same_study(tmp_path):
         (["hyperparameters", "demo", "--data", ".", "--lr", "fast"], "--lr fast"),
         (["volume", "demo", "--data", ".", "--fractions", "0,1"], "fractions"),
         (["tasks", "demo", "--data", ".", "--finetune", "half"], "--finetune half"),
+        (["tasks", "demo", "--data", ".", "--folds", "1"], "--folds 1: write a number from 2 to 20"),
+        (["order", "demo", "--data", ".", "--folds", "21"], "--folds 21: write a number from 2 to 20"),
         (["tasks", "demo", "--data", ".", "--initial", "no-such-model"], "no-such-model"),
     ],
 )

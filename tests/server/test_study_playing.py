@@ -118,6 +118,40 @@ def test_a_study_that_is_whole_is_not_played_again(tasks, data, home, monkeypatc
     assert "was there" in again.screen.getvalue()
 
 
+def test_folds_are_measured_beside_the_test_split_of_the_same_models(tasks, home, own):
+    folded = Played(study_config(), own("tasks", folds=3), home)
+    for arm, own_cells in cells(folded).items():
+        wanted = {"linear", "linear-3-folds"} if arm == "floor" else {"linear", "knn", "linear-3-folds", "knn-3-folds"}
+        before = cells(tasks)[arm]
+        for cell, earlier in zip(own_cells, before, strict=True):
+            for model, same in zip(cell.models, earlier.models, strict=True):
+                assert set(model.scores) == wanted
+                assert model.backbone_sha256 == same.backbone_sha256
+                assert model.scores["linear"] == same.scores["linear"]
+                assert model.scores["linear-3-folds"].n_test == 108  # every picture of the three hospitals
+    assert folded.table.measures == ["linear", "knn", "linear-3-folds", "knn-3-folds"]
+    told = (folded.folder / "table.md").read_text()
+    assert "linear, 3 folds" in told and "each of 108 labelled images is tested once" in told
+    assert "In folds" not in (tasks.folder / "table.md").read_text()
+
+
+def test_more_folds_than_patients_are_refused_before_anything_is_trained(own, home, monkeypatch):
+    monkeypatch.setattr(bench.Bench, "train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(InputError, match="55 folds: 54 labelled patients"):
+        Played(study_config(), own("tasks", folds=55), home)
+
+
+def test_a_study_from_before_there_were_folds_is_the_same_study(tasks, data, home):
+    path = tasks.folder / "study.json"
+    plan = json.loads(path.read_text())
+    assert plan.pop("folds") == 0
+    path.write_text(json.dumps(plan))
+    again = Played(study_config(), asked("tasks", data, finetune=FINETUNE), home)
+    assert again.table == tasks.table
+    with pytest.raises(InputError, match="folds: 0 there, 3 now"):
+        Played(study_config(), asked("tasks", data, finetune=FINETUNE, folds=3), home)
+
+
 def test_a_study_that_was_cut_off_goes_on_to_the_same_table(tasks, monkeypatch, home, own):
     class Cut(BaseException):
         pass

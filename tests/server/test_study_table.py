@@ -150,7 +150,14 @@ def test_a_floor_without_a_measure_has_a_dash():
 def test_finetunings_are_read_and_named():
     found = parse_finetune("0.1:10,1:3")
     assert [(one.fraction, one.epochs) for one in found] == [(0.1, 10), (1.0, 3)]
-    assert measures_of(found) == ["linear", "knn", "finetune-10", "finetune-100"]
+    assert measures_of(found, 0) == ["linear", "knn", "finetune-10", "finetune-100"]
+    assert measures_of((), 5) == ["linear", "knn", "linear-5-folds", "knn-5-folds"]
+    assert [title_of(measure) for measure in measures_of((), 5)] == [
+        "linear",
+        "k-NN",
+        "linear, 5 folds",
+        "k-NN, 5 folds",
+    ]
     assert title_of("finetune-10") == "fine-tune 10 %"
     assert parse_finetune("none") == ()
 

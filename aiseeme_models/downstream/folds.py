@@ -1,0 +1,84 @@
+"""Scores in folds: every labelled image is tested once, by a probe that was fitted on other patients' images."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aiseeme_models.downstream.metrics import ProbeScore, score_predictions
+from aiseeme_models.downstream.probe import Votes
+from aiseeme_models.errors import InputError
+
+
+def check_folds(labels: Sequence[str], patients: Sequence[str], folds: int) -> None:
+    """See that so many folds can be made.
+
+    Raises:
+        InputError: there are fewer patients than folds, or fewer images of every class; or one class alone.
+    """
+    classes, people = Counter(labels), len(set(patients))
+    if len(classes) < 2:
+        raise InputError(f"{folds} folds: the {len(labels)} labelled images are of fewer than two classes")
+    if people < folds or max(classes.values()) < folds:
+        raise InputError(
+            f"{folds} folds: {people} labelled patients or lesions, and at most {max(classes.values())} images of a"
+            " class, are too few; take fewer folds"
+        )
+
+
+def patient_folds(
+    labels: Sequence[str], patients: Sequence[str], folds: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Places of the images that fit and of those that are tested, for each fold: whole patients, classes spread evenly.
+
+    The same images in the same order under the same names of patients make the same folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    maker = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+    with warnings.catch_warnings():  # a class with fewer images than folds is not tested in some, and that is all
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        for fits, tests in maker.split(np.zeros(len(labels)), np.asarray(labels), np.asarray(patients)):
+            if len(tests):
+                yield fits, tests
+
+
+def score_in_folds(
+    probe: Callable[[NDArray[np.float32], Sequence[str], NDArray[np.float32]], Votes],
+    x: NDArray[np.float32],
+    labels: Sequence[str],
+    patients: Sequence[str],
+    *,
+    folds: int,
+) -> ProbeScore:
+    """The figures of a probe over all images, from what it said of each when it was fitted without its patient.
+
+    Args:
+        probe: fitted on ``(N, D)`` features and ``N`` labels, it says what it thinks of ``(M, D)`` others.
+        x: ``(N, D)`` features.
+        labels: ``N``.
+        patients: ``N`` names of patients (or lesions).
+        folds: how many times it is fitted, at least 2.
+
+    Raises:
+        InputError: see `check_folds`.
+    """
+    check_folds(labels, patients, folds)
+    names = sorted(set(labels))
+    place = {name: index for index, name in enumerate(names)}
+    scores = np.zeros((len(labels), len(names)))
+    notes: list[str] = []
+    for fits, tests in patient_folds(labels, patients, folds):
+        known = [labels[index] for index in fits]
+        if len(set(known)) == 1:
+            scores[tests, place[known[0]]] = 1.0
+            continue
+        votes = probe(x[fits], known, x[tests])
+        scores[np.ix_(tests, np.array([place[name] for name in votes.names]))] = votes.scores
+        notes += [note for note in votes.notes if note not in notes]
+    predicted = [names[index] for index in scores.argmax(axis=1)]
+    return score_predictions(None, labels, predicted, scores, names, notes=notes)
