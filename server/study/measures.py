@@ -35,7 +35,7 @@ def title_of(measure: str) -> str:
     """What a measure is called in a table."""
     if is_in_folds(measure):
         probe, folds = measure.removesuffix(_IN_FOLDS).rsplit("-", 1)
-        return f"{title_of(probe)}, {folds} folds"
+        return f"{title_of(probe)} in {folds} folds"
     if measure.startswith("finetune-"):
         return f"fine-tune {measure.removeprefix('finetune-')} %"
     return {LINEAR: "linear", KNN: "k-NN"}[measure]

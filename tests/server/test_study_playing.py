@@ -131,7 +131,7 @@ def test_folds_are_measured_beside_the_test_split_of_the_same_models(tasks, home
                 assert model.scores["linear-3-folds"].n_test == 108  # every picture of the three hospitals
     assert folded.table.measures == ["linear", "knn", "linear-3-folds", "knn-3-folds"]
     told = (folded.folder / "table.md").read_text()
-    assert "linear, 3 folds" in told and "each of 108 labelled images is tested once" in told
+    assert "linear in 3 folds" in told and "each of 108 labelled images is tested once" in told
     assert "In folds" not in (tasks.folder / "table.md").read_text()
 
 

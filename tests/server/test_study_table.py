@@ -155,8 +155,8 @@ def test_finetunings_are_read_and_named():
     assert [title_of(measure) for measure in measures_of((), 5)] == [
         "linear",
         "k-NN",
-        "linear, 5 folds",
-        "k-NN, 5 folds",
+        "linear in 5 folds",
+        "k-NN in 5 folds",
     ]
     assert title_of("finetune-10") == "fine-tune 10 %"
     assert parse_finetune("none") == ()
