@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aiseeme_models.images.splits import Split
-from client.grouping import lasting_names
 from server.results import Baselines, Probes
 
 if TYPE_CHECKING:
@@ -90,32 +89,33 @@ class ProbeImages:
             knn=knn_probe(x, y, x_test, y_test, k=self.config.probe.k, test_patients=who),
         )
 
-    def probes_in_folds(self, x: NDArray[np.float32], x_test: NDArray[np.float32], folds: int) -> Probes:
+    def probes_in_folds(
+        self, x: NDArray[np.float32], x_test: NDArray[np.float32], patients: Sequence[str], folds: int
+    ) -> Probes:
         """Linear and k-NN probe of `features` in folds of patients, over training and test images together."""
         from aiseeme_models.downstream.folds import score_in_folds
         from aiseeme_models.downstream.probe import knn_votes, linear_votes
 
-        both, labels, patients = np.concatenate([x, x_test]), *self.all_labels
+        both, labels = np.concatenate([x, x_test]), self.all_labels
         knn = partial(knn_votes, k=self.config.probe.k)
         return Probes(
             linear=score_in_folds(linear_votes, both, labels, patients, folds=folds),
             knn=score_in_folds(knn, both, labels, patients, folds=folds),
         )
 
-    def floor_in_folds(self, folds: int) -> ProbeScore:
+    def floor_in_folds(self, patients: Sequence[str], folds: int) -> ProbeScore:
         """The score of a thumbnail and the colours in folds of patients, over training and test images together."""
         from aiseeme_models.downstream.floor import thumbnail_features
         from aiseeme_models.downstream.folds import score_in_folds
         from aiseeme_models.downstream.probe import linear_votes
 
         x = np.concatenate([thumbnail_features(self.train.images), thumbnail_features(self.test.images)])
-        return score_in_folds(linear_votes, x, *self.all_labels, folds=folds)
+        return score_in_folds(linear_votes, x, self.all_labels, patients, folds=folds)
 
     @property
-    def all_labels(self) -> tuple[list[str], list[str]]:
-        """Labels and patients of the training images and then the test images; patients as all homes name them."""
-        labels = [*self.train.labels, *self.test.labels]
-        return labels, lasting_names([*self.train.rows, *self.test.rows])
+    def all_labels(self) -> list[str]:
+        """Labels of the training images, then of the test images."""
+        return [*self.train.labels, *self.test.labels]
 
     def floor(self) -> ProbeScore:
         """The score of a thumbnail and the colours."""

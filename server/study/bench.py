@@ -82,6 +82,24 @@ class Bench:
     engine: str
     observer: Observer
 
+    def check_folds(self) -> None:
+        """See that the folds can be made of the images.
+
+        Raises:
+            InputError: see `aiseeme_models.downstream.folds.check_folds`.
+        """
+        from aiseeme_models.downstream.folds import check_folds
+
+        if self.folds and self.images is not None:
+            check_folds(self.images.all_labels, self._patients(), self.folds)
+
+    def _patients(self) -> list[str]:
+        """Of the training images, then of the test images, as all homes name them: the folds must not differ."""
+        from client.grouping import lasting_names
+
+        assert self.images is not None
+        return lasting_names([*self.images.train.rows, *self.images.test.rows])
+
     def random(self) -> Backbone:
         """The seed's backbone before any training."""
         return new_backbone(self.config)
@@ -115,7 +133,7 @@ class Bench:
         probes = self.images.probes(x, x_test)
         scores = {LINEAR: probes.linear, KNN: probes.knn}
         if self.folds:
-            folded = self.images.probes_in_folds(x, x_test, self.folds)
+            folded = self.images.probes_in_folds(x, x_test, self._patients(), self.folds)
             scores |= {folds_measure(LINEAR, self.folds): folded.linear, folds_measure(KNN, self.folds): folded.knn}
         train, test = self.images.train, self.images.test
         ready = self.images.ready(backbone) if self.finetune else backbone
@@ -140,7 +158,7 @@ class Bench:
         assert self.images is not None
         scores = {LINEAR: self.images.floor()}
         if self.folds:
-            scores[folds_measure(LINEAR, self.folds)] = self.images.floor_in_folds(self.folds)
+            scores[folds_measure(LINEAR, self.folds)] = self.images.floor_in_folds(self._patients(), self.folds)
         return ModelScores(name="floor", backbone_sha256=None, scores=scores)
 
     def _stage(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from aiseeme_models.atomic_files import write_atomically
-from aiseeme_models.downstream.folds import check_folds
 from aiseeme_models.errors import InputError, RunFailed
 from client.site_home import SiteHome
 from federation_configs.loading import check_config, config_sha256, to_toml
@@ -153,11 +152,10 @@ def _benches(
         images = probe_images(seeded, hospitals.rows, store, device=asked.device, tested=asked.options.tested)
         if isinstance(images, str):
             raise InputError(f"a study needs labels to compare by: {images}")
-        if asked.folds:
-            check_folds(*images.all_labels, asked.folds)
         bench = Bench(
             seeded, hospitals.sites, images, asked.initial, asked.finetune, asked.folds, home, asked.engine, progress
         )
+        bench.check_folds()
         benches.append((bench, images))
     return benches
 
