@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -41,6 +41,33 @@ Initial = Annotated[
 _FINETUNE = "0.1:10,1:3"
 
 
+class Where(NamedTuple):
+    """What is trained, and on which images."""
+
+    config: str
+    data: list[Path]
+    sites: int | None
+    partition: str | None
+
+
+class Measured(NamedTuple):
+    """How often, and what is measured."""
+
+    seeds: int
+    finetune: str
+    folds: int
+
+
+class Means(NamedTuple):
+    """What computes, and where what comes out of it goes."""
+
+    engine: str
+    device: str
+    name: str | None
+    runs: Path | None
+    as_json: bool
+
+
 @study_app.callback()
 def _group() -> None:
     """Experiments at equal compute over several seeds: one table and one plot each."""
@@ -68,19 +95,10 @@ def order(
     _play(
         "order",
         options,
-        config,
-        data,
-        sites,
-        partition,
-        seeds,
-        finetune,
-        folds,
+        Where(config, data, sites, partition),
+        Measured(seeds, finetune, folds),
+        Means(engine, device, name, runs, as_json),
         initial,
-        engine,
-        device,
-        name,
-        runs,
-        as_json,
     )
 
 
@@ -105,19 +123,10 @@ def tasks(
     _play(
         "tasks",
         options,
-        config,
-        data,
-        sites,
-        partition,
-        seeds,
-        finetune,
-        folds,
+        Where(config, data, sites, partition),
+        Measured(seeds, finetune, folds),
+        Means(engine, device, name, runs, as_json),
         initial,
-        engine,
-        device,
-        name,
-        runs,
-        as_json,
     )
 
 
@@ -142,19 +151,9 @@ def volume(
     _play(
         "volume",
         options,
-        config,
-        data,
-        sites,
-        partition,
-        seeds,
-        finetune,
-        folds,
-        None,
-        engine,
-        device,
-        name,
-        runs,
-        as_json,
+        Where(config, data, sites, partition),
+        Measured(seeds, finetune, folds),
+        Means(engine, device, name, runs, as_json),
     )
 
 
@@ -179,9 +178,12 @@ def hyperparameters(
     """A grid over learning rate and batch size of one stage, scored on validation patients, not on test patients."""
     options = {"lr": _numbers(lr, "--lr", float), "batch": _numbers(batch, "--batch", int), "stage": stage}
     _play(
-        "hyperparameters", options, config, data, sites, partition, seeds, finetune, folds, None, engine, device, name,
-        runs, as_json,
-    )  # fmt: skip
+        "hyperparameters",
+        options,
+        Where(config, data, sites, partition),
+        Measured(seeds, finetune, folds),
+        Means(engine, device, name, runs, as_json),
+    )
 
 
 def _numbers(text: str, option: str, kind: Callable[[str], Any]) -> list[Any]:
@@ -192,21 +194,7 @@ def _numbers(text: str, option: str, kind: Callable[[str], Any]) -> list[Any]:
 
 
 def _play(
-    kind: str,
-    options: dict[str, Any],
-    config: str,
-    data: list[Path],
-    sites: int | None,
-    partition: str | None,
-    seeds: int,
-    finetune: str,
-    folds: int,
-    initial: Path | None,
-    engine: str,
-    device: str,
-    name: str | None,
-    runs: Path | None,
-    as_json: bool,
+    kind: str, options: dict[str, Any], where: Where, measured: Measured, means: Means, initial: Path | None = None
 ) -> None:
     from aiseeme_models.options import parse_options
     from aiseeme_models.training.device import choose_device
@@ -218,28 +206,28 @@ def _play(
     from server.study.progress import StudyProgress
     from server.study.table import print_table
 
-    loaded = load_config(config)
+    loaded = load_config(where.config)
     asked = Asked(
         kind=kind,
         options=parse_options(study_kinds[kind], options, where="options", owner=f"study {kind}"),
-        data=tuple(data),
-        sites=sites,
-        partition=partition,
-        seeds=seeds,
-        finetune=parse_finetune(finetune),
-        folds=parse_folds(folds),
+        data=tuple(where.data),
+        sites=where.sites,
+        partition=where.partition,
+        seeds=measured.seeds,
+        finetune=parse_finetune(measured.finetune),
+        folds=parse_folds(measured.folds),
         initial=initial,
-        engine=engine,
-        device=choose_device(device),
-        name=name,
+        engine=means.engine,
+        device=choose_device(means.device),
+        name=means.name,
     )
-    home = runs_home(runs)
-    progress = StudyProgress(console(stderr=as_json))
+    home = runs_home(means.runs)
+    progress = StudyProgress(console(stderr=means.as_json))
     try:
         table = play_study(loaded, asked, home=home, progress=progress)
     finally:
         progress.stop()
-    if as_json:
+    if means.as_json:
         typer.echo(table.model_dump_json(indent=2))
     else:
         print_table(console(), table, study_folder(home, loaded, asked))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -44,7 +45,6 @@ MOST_SPARE = 64
 
 # An object begins with the name of its type, never with a null: `validate_object_content` sees to it.
 _MARK = b"\0file "
-_LONGEST_MARK = 100
 
 
 @dataclass
@@ -107,10 +107,10 @@ class FileObjectStore(SqlObjectStore):
             there = iter({node.object_id for node in iterate_object_tree(object_tree)}.difference(to_come))
             while some := list(islice(there, _MOST_IDS)):
                 rows = session.execute(_IN_FILES.where(StoredObject.object_id.in_(some))).all()
-                lost = [object_id for object_id, mark in rows if not self._is_whole(mark)]
-                again = update(StoredObject).where(StoredObject.object_id.in_(lost))
-                session.execute(again.values(content=b"", is_available=0))
-                to_come += lost
+                if lost := [object_id for object_id, mark in rows if not self._is_whole(mark)]:
+                    again = update(StoredObject).where(StoredObject.object_id.in_(lost))
+                    session.execute(again.values(content=b"", is_available=0))
+                    to_come += lost
             return to_come
 
     def put(self, object_id: str, object_content: bytes) -> None:
@@ -182,10 +182,11 @@ class FileObjectStore(SqlObjectStore):
     def delete(self, object_id: str) -> None:
         """Delete an object that nothing refers to, and what only it refers to."""
         with self._mutation_session() as session:
-            mark = session.scalar(_content_of(object_id).where(StoredObject.ref_count == 0))
+            free = _IN_FILES.where(StoredObject.object_id == object_id, StoredObject.ref_count == 0)
+            marks = [mark for _, mark in session.execute(free)]
             super().delete(object_id)
-            if mark is not None and mark.startswith(_MARK):
-                _when_committed(session, lambda: self._let_go(mark))
+            for mark in marks:
+                _when_committed(session, partial(self._let_go, mark))
 
     def delete_objects_in_run(self, run_id: int) -> None:
         """Delete a run's objects, and what was kept of deleted ones."""
@@ -246,11 +247,6 @@ _IN_FILES: Any = select(StoredObject.object_id, StoredObject.content).where(
     func.substr(StoredObject.content, 1, len(_MARK)) == _MARK
 )
 _MOST_IDS = 500  # in one question: SQLite takes so many parameters and not more
-
-
-def _content_of(object_id: str) -> Any:
-    """What the row has, of which no more is read than a mark has."""
-    return select(func.substr(StoredObject.content, 1, _LONGEST_MARK)).where(StoredObject.object_id == object_id)
 
 
 def _name_and_size(mark: bytes) -> tuple[str, int]:

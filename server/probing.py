@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from aiseeme_models.backbones import Backbone
+    from aiseeme_models.downstream.folds import Fold
     from aiseeme_models.downstream.metrics import ProbeScore
     from aiseeme_models.images.augmentation import BatchAugmentation
     from aiseeme_models.images.cache import CacheStore
@@ -89,9 +90,7 @@ class ProbeImages:
             knn=knn_probe(x, y, x_test, y_test, k=self.config.probe.k, test_patients=who),
         )
 
-    def probes_in_folds(
-        self, x: NDArray[np.float32], x_test: NDArray[np.float32], patients: Sequence[str], folds: int
-    ) -> Probes:
+    def probes_in_folds(self, x: NDArray[np.float32], x_test: NDArray[np.float32], folds: Sequence[Fold]) -> Probes:
         """Linear and k-NN probe of `features` in folds of patients, over training and test images together."""
         from aiseeme_models.downstream.folds import score_in_folds
         from aiseeme_models.downstream.probe import knn_votes, linear_votes
@@ -99,18 +98,18 @@ class ProbeImages:
         both, labels = np.concatenate([x, x_test]), self.all_labels
         knn = partial(knn_votes, k=self.config.probe.k)
         return Probes(
-            linear=score_in_folds(linear_votes, both, labels, patients, folds=folds),
-            knn=score_in_folds(knn, both, labels, patients, folds=folds),
+            linear=score_in_folds(linear_votes, both, labels, folds),
+            knn=score_in_folds(knn, both, labels, folds),
         )
 
-    def floor_in_folds(self, patients: Sequence[str], folds: int) -> ProbeScore:
+    def floor_in_folds(self, folds: Sequence[Fold]) -> ProbeScore:
         """The score of a thumbnail and the colours in folds of patients, over training and test images together."""
         from aiseeme_models.downstream.floor import thumbnail_features
         from aiseeme_models.downstream.folds import score_in_folds
         from aiseeme_models.downstream.probe import linear_votes
 
         x = np.concatenate([thumbnail_features(self.train.images), thumbnail_features(self.test.images)])
-        return score_in_folds(linear_votes, x, self.all_labels, patients, folds=folds)
+        return score_in_folds(linear_votes, x, self.all_labels, folds)
 
     @property
     def all_labels(self) -> list[str]:

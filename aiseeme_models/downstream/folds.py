@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from aiseeme_models.downstream.metrics import ProbeScore, score_predictions
 from aiseeme_models.downstream.probe import Votes
 from aiseeme_models.errors import InputError
+
+Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Places of the images that fit, and of those that are tested."""
 
 
 def check_folds(labels: Sequence[str], patients: Sequence[str], folds: int) -> None:
@@ -30,49 +33,48 @@ def check_folds(labels: Sequence[str], patients: Sequence[str], folds: int) -> N
         )
 
 
-def patient_folds(
-    labels: Sequence[str], patients: Sequence[str], folds: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Places of the images that fit and of those that are tested, for each fold: whole patients, classes spread evenly.
+def patient_folds(labels: Sequence[str], patients: Sequence[str], folds: int) -> list[Fold]:
+    """Folds of whole patients, classes spread evenly. Made once: 4,000 patients take 1.6 s.
 
     The same images in the same order under the same names of patients make the same folds.
+
+    Args:
+        labels: ``N``.
+        patients: ``N`` names of patients (or lesions).
+        folds: how many, at least 2.
+
+    Raises:
+        InputError: see `check_folds`.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
+    check_folds(labels, patients, folds)
     maker = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     with warnings.catch_warnings():  # a class with fewer images than folds is not tested in some, and that is all
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        for fits, tests in maker.split(np.zeros(len(labels)), np.asarray(labels), np.asarray(patients)):
-            if len(tests):
-                yield fits, tests
+        made = maker.split(np.zeros(len(labels)), np.asarray(labels), np.asarray(patients))
+        return [(fits, tests) for fits, tests in made if len(tests)]
 
 
 def score_in_folds(
     probe: Callable[[NDArray[np.float32], Sequence[str], NDArray[np.float32]], Votes],
     x: NDArray[np.float32],
     labels: Sequence[str],
-    patients: Sequence[str],
-    *,
-    folds: int,
+    folds: Sequence[Fold],
 ) -> ProbeScore:
     """The figures of a probe over all images, from what it said of each when it was fitted without its patient.
 
     Args:
         probe: fitted on ``(N, D)`` features and ``N`` labels, it says what it thinks of ``(M, D)`` others.
         x: ``(N, D)`` features.
-        labels: ``N``.
-        patients: ``N`` names of patients (or lesions).
-        folds: how many times it is fitted, at least 2.
-
-    Raises:
-        InputError: see `check_folds`.
+        labels: ``N``, of two classes or more.
+        folds: of these images, see `patient_folds`.
     """
-    check_folds(labels, patients, folds)
     names = sorted(set(labels))
     place = {name: index for index, name in enumerate(names)}
     scores = np.zeros((len(labels), len(names)))
     notes: list[str] = []
-    for fits, tests in patient_folds(labels, patients, folds):
+    for fits, tests in folds:
         known = [labels[index] for index in fits]
         if len(set(known)) == 1:
             scores[tests, place[known[0]]] = 1.0

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from aiseeme_models.backbones import Backbone
     from aiseeme_models.downstream.finetune import FineTuneOptions
+    from aiseeme_models.downstream.folds import Fold
     from client.site import Site
     from federation_configs.schema import FederationConfig
     from server.probing import ProbeImages
@@ -93,6 +95,13 @@ class Bench:
         if self.folds and self.images is not None:
             check_folds(self.images.all_labels, self._patients(), self.folds)
 
+    @cached_property
+    def _in_folds(self) -> list[Fold]:
+        from aiseeme_models.downstream.folds import patient_folds
+
+        assert self.images is not None
+        return patient_folds(self.images.all_labels, self._patients(), self.folds)
+
     def _patients(self) -> list[str]:
         """Of the training images, then of the test images, as all homes name them: the folds must not differ."""
         from client.grouping import lasting_names
@@ -133,7 +142,7 @@ class Bench:
         probes = self.images.probes(x, x_test)
         scores = {LINEAR: probes.linear, KNN: probes.knn}
         if self.folds:
-            folded = self.images.probes_in_folds(x, x_test, self._patients(), self.folds)
+            folded = self.images.probes_in_folds(x, x_test, self._in_folds)
             scores |= {folds_measure(LINEAR, self.folds): folded.linear, folds_measure(KNN, self.folds): folded.knn}
         train, test = self.images.train, self.images.test
         ready = self.images.ready(backbone) if self.finetune else backbone
@@ -158,7 +167,7 @@ class Bench:
         assert self.images is not None
         scores = {LINEAR: self.images.floor()}
         if self.folds:
-            scores[folds_measure(LINEAR, self.folds)] = self.images.floor_in_folds(self._patients(), self.folds)
+            scores[folds_measure(LINEAR, self.folds)] = self.images.floor_in_folds(self._in_folds)
         return ModelScores(name="floor", backbone_sha256=None, scores=scores)
 
     def _stage(

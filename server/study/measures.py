@@ -11,6 +11,7 @@ LINEAR, KNN = "linear", "knn"
 _IN_FOLDS = "-folds"
 
 MOST_FOLDS = 20
+"""More say no more, and each is a fit of its own."""
 
 DEFAULT_FINETUNE = "0.1:10,1:3"
 """Passes over a tenth and over all of the labelled images, sized for two CPU cores."""

@@ -39,7 +39,7 @@ def test_the_folds_are_whole_patients_and_test_every_image_once():
 
 def test_the_figures_are_those_of_all_images_together():
     x, labels, patients = clouds()
-    found = score_in_folds(linear_votes, x, labels, patients, folds=4)
+    found = score_in_folds(linear_votes, x, labels, patient_folds(labels, patients, 4))
     y, chances = np.array(labels), np.zeros((len(labels), 3))
     for fits, tests in patient_folds(labels, patients, 4):
         model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000))
@@ -58,8 +58,8 @@ def test_a_probe_in_folds_never_sees_the_patient_it_is_asked_about():
     x = np.repeat(draw.normal(size=(100, 8)), 3, axis=0).astype(np.float32)
     labels = np.repeat(draw.permutation(["a", "b"] * 50), 3).tolist()
     patients = np.repeat([f"p{i}" for i in range(100)], 3).tolist()
-    apart = score_in_folds(partial(knn_votes, k=1), x, labels, patients, folds=5)
-    known = score_in_folds(partial(knn_votes, k=1), x, labels, [str(i) for i in range(300)], folds=5)
+    apart = score_in_folds(partial(knn_votes, k=1), x, labels, patient_folds(labels, patients, 5))
+    known = score_in_folds(partial(knn_votes, k=1), x, labels, patient_folds(labels, [str(i) for i in range(300)], 5))
     assert known.balanced_accuracy > 0.95 and apart.balanced_accuracy < 0.65
 
 
@@ -68,7 +68,7 @@ def test_a_class_of_one_patient_cannot_be_known_and_counts():
     labels[:3] = ["rare"] * 3  # the images of the first patient
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = score_in_folds(linear_votes, x, labels, patients, folds=5)
+        found = score_in_folds(linear_votes, x, labels, patient_folds(labels, patients, 5))
     assert found.per_class["rare"].recall == 0.0 and found.per_class["rare"].n_test == 3
     assert found.n_test == len(labels)
 
@@ -81,7 +81,7 @@ def test_a_fold_whose_other_images_are_of_one_class_answers_it():
         assert set(known) == {"a", "b"}
         return Votes(["a", "b"], np.tile([0.9, 0.1], (len(tests), 1)))
 
-    found = score_in_folds(never, x, labels, patients, folds=2)
+    found = score_in_folds(never, x, labels, patient_folds(labels, patients, 2))
     assert found.balanced_accuracy == 0.5 and found.n_test == 6
 
 
