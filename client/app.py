@@ -13,6 +13,7 @@ from client.refusals import code_of, error_reply, note
 from client.site import Site
 from federation_configs.audit_messages import AuditReply, AuditRequest
 from federation_configs.records import nonce_of, pack, signature_of, unpack_body, unpack_weights
+from federation_configs.site_errors import SiteError
 from federation_configs.wire import (
     AnalyseReply,
     AnalyseRequest,
@@ -26,7 +27,6 @@ from federation_configs.wire import (
     RoundReply,
     RoundRequest,
     ScoreRequest,
-    SiteError,
     TeachRequest,
     TrainRequest,
     WeightedRequest,

@@ -12,7 +12,8 @@ from client.refusals import Refusal
 from client.rounds import loaded_bench
 from client.site import Site
 from client.stage_images import stage_images
-from federation_configs.wire import AssessReply, AssessRequest, SiteError
+from federation_configs.site_errors import SiteError
+from federation_configs.wire import AssessReply, AssessRequest
 
 if TYPE_CHECKING:
     import numpy as np

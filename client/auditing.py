@@ -21,7 +21,8 @@ from federation_configs.audit_messages import (
     told_p,
     told_size,
 )
-from federation_configs.wire import SMALLEST_COUNT, SiteError
+from federation_configs.site_errors import SiteError
+from federation_configs.wire import SMALLEST_COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,14 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from client.refusals import Refusal
-from federation_configs.wire import (
-    SMALLEST_COUNT,
-    RoundRequest,
-    SiteError,
-    TrainRequest,
-    told_counts,
-    told_loss,
-)
+from federation_configs.site_errors import SiteError
+from federation_configs.wire import SMALLEST_COUNT, RoundRequest, TrainRequest, told_counts, told_loss
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,13 +9,13 @@ from client.policy import check_comparison
 from client.protection import Protection
 from client.refusals import Refusal
 from client.site import Site
+from federation_configs.site_errors import SiteError
 from federation_configs.wire import (
     PROTOCOL,
     AnalyseReply,
     AnalyseRequest,
     BlockFigures,
     ComparedModel,
-    SiteError,
     WeightedRequest,
     told_likeness,
     told_rank,

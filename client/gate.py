@@ -28,6 +28,7 @@ from federation_configs.audit_messages import AuditReply, AuditRequest
 from federation_configs.loading import config_sha256
 from federation_configs.records import left_with
 from federation_configs.signatures import is_signed, public_key
+from federation_configs.site_errors import SiteError
 from federation_configs.wire import (
     AnalyseReply,
     AnalyseRequest,
@@ -39,7 +40,6 @@ from federation_configs.wire import (
     Request,
     RoundReply,
     RoundRequest,
-    SiteError,
     TeachRequest,
     TrainReply,
     TrainRequest,

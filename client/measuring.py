@@ -12,6 +12,7 @@ from client.refusals import Refusal
 from client.rounds import loaded_bench, reporting
 from client.site import Site
 from client.stage_images import StageImages, stage_images
+from federation_configs.site_errors import SiteError
 from federation_configs.wire import (
     SMALLEST_COUNT,
     FitReply,
@@ -19,7 +20,6 @@ from federation_configs.wire import (
     RangeReply,
     RangeRequest,
     RoundRequest,
-    SiteError,
     told_rate,
 )
 

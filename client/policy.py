@@ -13,6 +13,7 @@ from client.schedule import ScheduleOptions
 from client.site_config import SMALLEST_SITE, PolicyOptions
 from federation_configs.audit_messages import AuditRequest
 from federation_configs.downstream import label_columns
+from federation_configs.site_errors import SiteError
 from federation_configs.wire import (
     LARGEST_COMPARISON,
     LONGEST_VALIDITY_S,
@@ -22,7 +23,6 @@ from federation_configs.wire import (
     RangeRequest,
     Request,
     RoundRequest,
-    SiteError,
     Stamp,
     TrainRequest,
 )

@@ -21,7 +21,7 @@ from aiseeme_models.privacy.accounting import Epsilon, epsilon
 from aiseeme_models.privacy.spending import History, Spend, merged
 from client.charges import SPENT, BudgetBroken, Charge
 from client.refusals import Refusal
-from federation_configs.wire import SiteError
+from federation_configs.site_errors import SiteError
 
 if TYPE_CHECKING:
     from client.ledger import Ledger

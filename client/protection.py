@@ -12,7 +12,7 @@ from aiseeme_models.privacy.accounting import epsilon
 from aiseeme_models.seeding import derive_seed
 from client.refusals import Refusal
 from federation_configs.privacy_plan import local_plan, local_spend, planned, round_spend, told_patients
-from federation_configs.wire import SiteError
+from federation_configs.site_errors import SiteError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from client.charges import BudgetBroken
 from client.ledger_chain import LedgerBroken
 from client.site import Site
 from federation_configs.records import MalformedRecord, nonce_of
-from federation_configs.wire import SiteError, error_reason
+from federation_configs.site_errors import SiteError, error_reason
 
 
 class Refusal(Exception):

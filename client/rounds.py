@@ -20,6 +20,7 @@ from client.site import Site
 from client.stage_images import stage_images
 from client.teacher import keep_teacher, kept_teacher, teaching
 from federation_configs.privacy_plan import told_patients
+from federation_configs.site_errors import SiteError
 from federation_configs.transfer import answer
 from federation_configs.wire import (
     PROTOCOL,
@@ -30,7 +31,6 @@ from federation_configs.wire import (
     EvaluateRequest,
     Request,
     RoundRequest,
-    SiteError,
     TeachReply,
     TeachRequest,
     TrainReply,

@@ -33,8 +33,8 @@ from client.site import Site
 from client.site_home import SiteHome
 from client.survey import Survey
 from federation_configs.bundle_file import BUNDLE_SHA256
+from federation_configs.site_errors import SiteError
 from federation_configs.supervision import say
-from federation_configs.wire import SiteError
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp

@@ -10,7 +10,8 @@ from client.protection import Protection
 from client.refusals import Refusal
 from client.rounds import loaded_bench
 from client.site import Site
-from federation_configs.wire import ScoreReply, ScoreRequest, SiteError, told_score
+from federation_configs.site_errors import SiteError
+from federation_configs.wire import ScoreReply, ScoreRequest, told_score
 
 if TYPE_CHECKING:
     import numpy as np

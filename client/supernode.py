@@ -18,8 +18,8 @@ from client.membership import load_membership
 from client.node_files import NodeFiles
 from client.site_home import SiteHome
 from federation_configs.bundle_file import BUNDLE_SHA256
+from federation_configs.site_errors import SiteError
 from federation_configs.supervision import say
-from federation_configs.wire import SiteError
 
 _WATCH_S = 1.0
 _SIGN_EVERY_S = 1.0

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from aiseeme_models.atomic_files import as_system_error, replacing
 from client.refusals import Refusal
+from federation_configs.site_errors import SiteError
 from federation_configs.transfer import sha256_of
-from federation_configs.wire import SiteError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,8 +15,8 @@ from aiseeme_models.errors import InputError
 from aiseeme_models.training.shared_state import flatten_backbone
 from federation_configs.audit_messages import AssociationFigures, AuditReply, AuditRequest, LayerFigures
 from federation_configs.records import Enclosure
+from federation_configs.site_errors import SiteError
 from federation_configs.transfer import outgoing
-from federation_configs.wire import SiteError
 from server.asked_sites import AskedSites, NamedBackbone
 from server.replies import check_audit
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from federation_configs.wire import SiteError, TrainReply, TrainRequest
+from federation_configs.site_errors import SiteError
+from federation_configs.wire import TrainReply, TrainRequest
 from server.aggregation import Aggregation, UpdateRefused, build_aggregation
 from server.replies import NO_ANSWER, UPDATE_REFUSED, Missed, Refused, check_training, weights_of
 

@@ -11,7 +11,7 @@ from aiseeme_models.errors import InputError
 
 if TYPE_CHECKING:
     from federation_configs.schema import FederationConfig
-    from server.rounds import Start
+    from server.run_start import Start
 
 
 class GivenStart(BaseModel):
@@ -45,7 +45,7 @@ class GivenStart(BaseModel):
             InputError: it is not there any more, or another one by now.
         """
         from server.global_model import backbone_sha256, flat_backbone, read_backbone
-        from server.rounds import Start
+        from server.run_start import Start
 
         backbone = read_backbone(Path(self.path), config)
         if backbone_sha256(backbone) != self.sha256:

@@ -10,6 +10,7 @@ from aiseeme_models.downstream.answers import wrong_answers
 from aiseeme_models.downstream.classification import ClassificationOptions
 from federation_configs.audit_messages import AssociationFigures, AuditReply, AuditRequest
 from federation_configs.records import MalformedRecord, unpack_body, unpack_weights
+from federation_configs.site_errors import SiteError, answers
 from federation_configs.transfer import Transfer
 from federation_configs.wire import (
     AnalyseReply,
@@ -27,12 +28,10 @@ from federation_configs.wire import (
     RoundRequest,
     ScoreReply,
     ScoreRequest,
-    SiteError,
     TeachReply,
     TeachRequest,
     TrainReply,
     TrainRequest,
-    answers,
 )
 
 if TYPE_CHECKING:

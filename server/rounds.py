@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aiseeme_models.curriculum.stopping import plateau
 from aiseeme_models.errors import RunFailed
 from federation_configs.downstream import learns_labels
 from federation_configs.loading import config_sha256
@@ -49,7 +48,8 @@ from server.replies import (
 from server.request_signing import RequestSigner
 from server.roster import Owners, Roster
 from server.round_lines import round_lines
-from server.run_state import RunState, SiteState, StageState, mean_over_sites
+from server.run_start import Start, first_state, state_in
+from server.run_state import RunState, mean_over_sites
 from server.site_privacy import SitePrivacy
 from server.teachers import Teachers
 from server.tuning.settings import with_found
@@ -61,19 +61,6 @@ if TYPE_CHECKING:
 
     from aiseeme_models.curriculum.stages import Stage
     from server.results import FederatedTest
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run begins that does not begin at its first stage with a fresh backbone.
-
-    Attributes:
-        stage: index of its first stage; the ones before it count as played.
-        backbone: ``(B,)`` float32, what it is handed over.
-    """
-
-    stage: int
-    backbone: NDArray[np.float32]
 
 
 @dataclass
@@ -144,7 +131,7 @@ class RoundLoop:
             if self._options(state).choose == "best":
                 stage = state.stages[state.stage]
                 self._best.consider(stage_index, stage, state.round + 1, lines[-1]["heldout_loss"], vector)
-            stage_ended = self._advance(state)
+            stage_ended = state.advance(self._options(state))
             if stage_ended:
                 vector = self._best.chosen(stage_index, state.stages[stage_index], vector)
             lines[-1]["seconds"] = time.perf_counter() - started
@@ -217,31 +204,14 @@ class RoundLoop:
         if checkpoint is None and self._store.rounds():
             raise RunFailed(f"{self.folder}: none of its checkpoints can be used, so the run cannot go on")
         if checkpoint is None:
-            first = 0 if self.begins is None else self.begins.stage
-            model = start_of_stage(self.config, first, None if self.begins is None else self.begins.backbone)
-            stages = [StageState() for _ in self.config.curriculum.stage]
-            stages[first].chance_loss = model.chance_loss
-            if first and self.begins is not None:
-                stages[first].teacher = self._teachers.start_stage(first, self.begins.backbone)
-            state = RunState(
-                # The rounds' numbers name their random streams: they are what they would be in the whole run.
-                round=sum(options.rounds for options in self.config.curriculum.stage[:first]),
-                stage=first,
-                stages=stages,
-                sites={name: SiteState() for name in sorted(self.site_names)},
-            )
+            state, model = first_state(self.config, self.site_names, self.begins)
+            if state.stage and self.begins is not None:
+                teacher = self._teachers.start_stage(state.stage, self.begins.backbone)
+                state.stages[state.stage].teacher = teacher
             aggregation = aggregation_for(self.config.federation, model.layout)
-            self._save(state, model, aggregation, model.vector, first, {})
+            self._save(state, model, aggregation, model.vector, state.stage, {})
             return state, model, aggregation
-        if checkpoint.manifest.run != self.run:
-            raise RunFailed(f"{self.folder}: its checkpoints belong to another run")
-        if checkpoint.manifest.config_sha256 != config_sha256(self.config):
-            raise RunFailed(f"{self.folder}: its checkpoints belong to another configuration")
-        state = RunState.model_validate(checkpoint.manifest.state)
-        fresh = start_of_stage(self.config, state.stage, None)
-        if fresh.layout.digest != checkpoint.manifest.layout_sha256 or fresh.layout.size != checkpoint.vector.size:
-            raise RunFailed(f"{self.folder}: its checkpoints hold a model of another architecture")
-        model = StageModel(fresh.layout, checkpoint.vector, fresh.chance_loss)
+        state, model = state_in(checkpoint, self.run, self.config, self.folder)
         aggregation = aggregation_for(self.config.federation, model.layout)
         aggregation.load_state(checkpoint.optimizer_state)
         self._teachers.resume(state.stage, state.stages[state.stage].teacher)
@@ -410,25 +380,6 @@ class RoundLoop:
             return
         self._metrics.append(lines)
         raise RunFailed(f"{seen}. {ways_out(self.config.model.norm)}")
-
-    def _advance(self, state: RunState) -> bool:
-        """Count the round; whether its stage has ended with it."""
-        options, stage = self._options(state), state.stages[state.stage]
-        state.round += 1
-        state.round_in_stage += 1
-        stage.rounds_done = state.round_in_stage
-        errors = {"plateau": stage.heldout, "probe": [1 - score for score in stage.scores], "rounds": []}[options.stop]
-        if options.stop != "rounds" and plateau(errors, options.patience, options.min_improvement):
-            stage.stopped_by = options.stop
-        elif state.round_in_stage >= options.rounds:
-            stage.stopped_by = "rounds"
-        else:
-            return False
-        if state.stage + 1 < len(state.stages):
-            state.stage, state.round_in_stage = state.stage + 1, 0
-        else:
-            state.finished = True
-        return True
 
     def _question(self, state: RunState, model: StageModel) -> dict[str, Any]:
         return {

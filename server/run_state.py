@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from aiseeme_models.curriculum.stopping import plateau
 from server.replies import Refused
 from server.results import MissedRound
 from server.tuning.found import FoundSetting
+
+if TYPE_CHECKING:
+    from aiseeme_models.curriculum.stages import Stage
 
 
 class _State(BaseModel):
@@ -82,6 +86,25 @@ class RunState(_State):
     training_s: float = 0.0
     rounds_s: float = 0.0
     weights_bytes: int = 0
+
+    def advance(self, options: Stage) -> bool:
+        """Count a round; whether its stage, which ``options`` describes, has ended with it."""
+        stage = self.stages[self.stage]
+        self.round += 1
+        self.round_in_stage += 1
+        stage.rounds_done = self.round_in_stage
+        errors = {"plateau": stage.heldout, "probe": [1 - score for score in stage.scores], "rounds": []}[options.stop]
+        if options.stop != "rounds" and plateau(errors, options.patience, options.min_improvement):
+            stage.stopped_by = options.stop
+        elif self.round_in_stage >= options.rounds:
+            stage.stopped_by = "rounds"
+        else:
+            return False
+        if self.stage + 1 < len(self.stages):
+            self.stage, self.round_in_stage = self.stage + 1, 0
+        else:
+            self.finished = True
+        return True
 
 
 def mean_over_sites(values: Iterable[tuple[float, int]]) -> float | None:

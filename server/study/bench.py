@@ -30,8 +30,9 @@ from server.metrics_log import FILE as METRICS
 from server.metrics_log import read_lines
 from server.model_manifest import WEIGHTS_FILE
 from server.observer import Observer
-from server.rounds import RoundLoop, Start
+from server.rounds import RoundLoop
 from server.run_folder import held
+from server.run_start import Start
 from server.simulation import ENGINES, versions
 from server.study.cells import ModelScores, PlayedStage
 from server.study.measures import KNN, LINEAR, finetune_measure, folds_measure

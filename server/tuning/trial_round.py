@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from federation_configs.site_errors import SiteError
 from federation_configs.transfer import restored
-from federation_configs.wire import SiteError, TeachRequest, TrainReply, TrainRequest
+from federation_configs.wire import TeachRequest, TrainReply, TrainRequest
 from server.folding import aggregation_for, folded, forget_what_was_wrong
 from server.replies import Missed, Refused
 

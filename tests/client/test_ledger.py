@@ -17,7 +17,7 @@ from aiseeme_models.errors import RunFailed
 from client import ledger as ledger_module
 from client.ledger import GENESIS, Ledger, LedgerBroken
 from client.refusals import code_of
-from federation_configs.wire import SiteError
+from federation_configs.site_errors import SiteError
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from client.site_config import PolicyOptions, SiteConfig, load_site_config
 from client.site_home import SiteHome
 from client.survey import Survey
 from federation_configs.audit_messages import AuditRequest
+from federation_configs.site_errors import SiteError
 from federation_configs.wire import (
     AnalyseRequest,
     AssessRequest,
@@ -27,7 +28,6 @@ from federation_configs.wire import (
     FitRequest,
     RangeRequest,
     Request,
-    SiteError,
     Stamp,
     TrainRequest,
 )

@@ -19,7 +19,7 @@ from client.ledger import Ledger, LedgerBroken
 from client.privacy import BUDGET_FILE, PrivacyBudget
 from client.refusals import Refusal, code_of
 from client.site_config import BudgetOptions
-from federation_configs.wire import SiteError
+from federation_configs.site_errors import SiteError
 
 ROUND = Spend(1.0, 0.1, 10)
 

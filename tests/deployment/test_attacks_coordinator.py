@@ -18,7 +18,8 @@ from federation_configs.bundle_file import bundle_bytes
 from federation_configs.loading import load_config
 from federation_configs.records import Enclosure
 from federation_configs.signatures import load_signing_key
-from federation_configs.wire import DescribeRequest, EvaluateRequest, Request, SiteError, TrainRequest
+from federation_configs.site_errors import SiteError
+from federation_configs.wire import DescribeRequest, EvaluateRequest, Request, TrainRequest
 from scripts.loopback import Hospital, Loopback, aiseeme, aiseeme_site, ran
 from server.federation_home import FederationHome
 from server.global_model import start_of_stage

@@ -19,7 +19,7 @@ from flwr.app import Array, Error, Message, RecordDict
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.node_pb2 import Node as NodeProto
 
-from federation_configs.wire import SiteError
+from federation_configs.site_errors import SiteError
 from scripts.loopback import Loopback, until
 from tests.deployment.attackers import (
     Node,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from federation_configs.wire import SiteError
+from federation_configs.site_errors import SiteError
 from scripts.loopback import AISEEME_SITE, ENVIRONMENT, aiseeme, aiseeme_site, ran, until
 from server.federation_home import FederationHome
 from server.launching import resume

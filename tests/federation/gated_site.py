@@ -19,6 +19,7 @@ from client.site import Site
 from client.site_config import PolicyOptions, SiteConfig
 from federation_configs.records import Enclosure
 from federation_configs.signatures import public_hex
+from federation_configs.site_errors import SiteError
 from federation_configs.wire import (
     AnalyseRequest,
     ComparedModel,
@@ -28,7 +29,6 @@ from federation_configs.wire import (
     RangeRequest,
     Request,
     ScoreRequest,
-    SiteError,
     TeachRequest,
     TrainRequest,
 )

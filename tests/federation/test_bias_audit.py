@@ -32,7 +32,8 @@ from client.site_config import BudgetOptions, PolicyOptions
 from client.site_home import SiteHome
 from federation_configs.audit_messages import AuditRequest, told_effect, told_p, told_size
 from federation_configs.records import Enclosure, pack
-from federation_configs.wire import ComparedModel, SiteError
+from federation_configs.site_errors import SiteError
+from federation_configs.wire import ComparedModel
 from server.asked_sites import NamedBackbone, Reached
 from server.bias_audit import AuditOutcome, BiasAudit
 from server.local_grid import LocalGrid

@@ -29,12 +29,12 @@ from client.site_home import SiteHome
 from client.stage_images import stage_images
 from federation_configs.records import Enclosure, unpack_body, unpack_weights
 from federation_configs.schema import HoldOut
+from federation_configs.site_errors import SiteError
 from federation_configs.wire import (
     AssessReply,
     AssessRequest,
     DescribeRequest,
     EvaluateRequest,
-    SiteError,
     TrainReply,
     TrainRequest,
     told_counts,

@@ -23,7 +23,8 @@ from client.privacy import PrivacyBudget
 from client.site import Site
 from client.site_config import BudgetOptions, PolicyOptions
 from federation_configs.schema import FederationConfig
-from federation_configs.wire import AnalyseReply, AnalyseRequest, ComparedModel, SiteError, told_likeness, told_rank
+from federation_configs.site_errors import SiteError
+from federation_configs.wire import AnalyseReply, AnalyseRequest, ComparedModel, told_likeness, told_rank
 from server.asked_sites import NamedBackbone, Reached
 from server.comparison import Comparison, Pair
 from server.local_grid import LocalGrid

@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from aiseeme_models.errors import InputError, RunFailed
 from federation_configs.records import pack
+from federation_configs.site_errors import SiteError
 from federation_configs.transfer import sha256_of
-from federation_configs.wire import SiteError, TrainRequest
+from federation_configs.wire import TrainRequest
 from server.global_model import start_of_stage
 from server.local_grid import LocalGrid
 from server.observer import Silent

@@ -15,7 +15,7 @@ from client.ledger import Ledger
 from client.privacy import BUDGET_FILE, PrivacyBudget
 from client.site_config import BudgetOptions
 from federation_configs.privacy_plan import planned, round_spend, told_patients
-from federation_configs.wire import SiteError
+from federation_configs.site_errors import SiteError
 from server.checkpoints import CheckpointStore
 from tests.conftest import tiny_config
 from tests.federation.gated_site import gated, played_signed
@@ -129,7 +129,7 @@ def test_a_site_whose_budget_is_used_up_in_the_middle_leaves_the_run_at_that_rou
             if state.round == 1:
                 made.sites[1].budget.charge(one, run="other", round=1, stage=0)
 
-    from federation_configs.wire import SiteError as Error
+    from federation_configs.site_errors import SiteError as Error
     from server.request_signing import RequestSigner
     from tests.federation.gated_site import FEDERATION, KEY
 

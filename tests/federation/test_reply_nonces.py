@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from aiseeme_models.errors import RunFailed
 from federation_configs import records
 from federation_configs.records import pack
-from federation_configs.wire import SiteError, error_reason
+from federation_configs.site_errors import SiteError, error_reason
 from tests.conftest import tiny_config
 from tests.federation.gated_site import TYPES, Asked, gated, played_signed, with_body
 

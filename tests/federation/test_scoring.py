@@ -13,7 +13,8 @@ from aiseeme_models.downstream.probe import knn_probe, linear_probe
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.augmentation import BatchAugmentation
 from federation_configs.records import pack
-from federation_configs.wire import ScoreRequest, SiteError
+from federation_configs.site_errors import SiteError
+from federation_configs.wire import ScoreRequest
 from server.global_model import backbone_of, start_of_stage
 from server.local_grid import LocalGrid
 from server.observer import Silent

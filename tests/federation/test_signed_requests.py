@@ -26,7 +26,8 @@ from client.site_config import PolicyOptions
 from federation_configs import records
 from federation_configs.records import Enclosure, pack
 from federation_configs.signatures import create_signing_key, public_hex
-from federation_configs.wire import DescribeRequest, SiteError, TrainRequest
+from federation_configs.site_errors import SiteError
+from federation_configs.wire import DescribeRequest, TrainRequest
 from server.global_model import start_of_stage
 from server.request_signing import RequestSigner, pack_for_any, pack_for_sites
 from tests.conftest import tiny_config

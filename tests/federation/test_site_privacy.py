@@ -16,7 +16,7 @@ from aiseeme_models.privacy.updates import clipped_change, clipped_update, noisy
 from aiseeme_models.training.loop import NonFiniteLoss
 from client.ledger import Ledger
 from client.site_config import BudgetOptions
-from federation_configs.wire import SiteError
+from federation_configs.site_errors import SiteError
 from server.global_model import start_of_stage
 from server.site_privacy import SitePrivacy
 from tests.conftest import tiny_config

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from aiseeme_models.errors import InputError
 from server.global_model import backbone_of, flat_backbone, new_backbone, read_backbone, save_weights
-from server.rounds import Start
+from server.run_start import Start
 from tests.conftest import tiny_config
 
 ROTATION = {"task": "rotation", "rounds": 2, "batch_size": 4, "lr": 0.01}

@@ -17,7 +17,8 @@ from client import rounds
 from client.local_state import LocalState
 from client.site_config import PolicyOptions
 from federation_configs.records import pack
-from federation_configs.wire import FitRequest, RangeRequest, SiteError, TrainRequest
+from federation_configs.site_errors import SiteError
+from federation_configs.wire import FitRequest, RangeRequest, TrainRequest
 from server.global_model import start_of_stage
 from server.local_grid import LocalGrid
 from server.observer import Silent

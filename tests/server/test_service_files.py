@@ -15,8 +15,8 @@ from client.local_state import forget_old_runs
 from client.node_files import NodeFiles
 from client.refusals import Refusal
 from client.runner import Interruption
+from federation_configs.site_errors import SiteError
 from federation_configs.supervision import Kept
-from federation_configs.wire import SiteError
 from server.registry import RunRegistry
 from server.run_folder import StopRequest, runs_home
 from server.service_files import ServiceFiles
