@@ -43,6 +43,17 @@ def lasting_names(rows: Sequence[CatalogueRow]) -> list[str]:
     return [smallest[row.group] for row in rows]
 
 
+def names_across_folders(rows: Sequence[CatalogueRow]) -> list[str]:
+    """Names as `lasting_names` gives, with those one name whose split point is one.
+
+    A patient of two folders that were scanned apart may be of two groups, as each has other studies of theirs, but has
+    one split point. Strangers may share a point, too: that makes larger groups, and divides nobody.
+    """
+    names = lasting_names(rows)
+    seen = [Identity((name, f"point {row.point}"), (0, row.point)) for name, row in zip(names, rows, strict=True)]
+    return [name for name, _ in group(seen)]
+
+
 def group(identities: Sequence[Identity]) -> list[tuple[str, int]]:
     """Group and split point of every image: images that share a token, directly or through others, are one group.
 

@@ -107,10 +107,11 @@ class FileObjectStore(SqlObjectStore):
             there = iter({node.object_id for node in iterate_object_tree(object_tree)}.difference(to_come))
             while some := list(islice(there, _MOST_IDS)):
                 rows = session.execute(_IN_FILES.where(StoredObject.object_id.in_(some))).all()
-                if lost := [object_id for object_id, mark in rows if not self._is_whole(mark)]:
-                    again = update(StoredObject).where(StoredObject.object_id.in_(lost))
+                if lost := {object_id: mark for object_id, mark in rows if not self._is_whole(mark)}:
+                    again = update(StoredObject).where(StoredObject.object_id.in_(list(lost)))
                     session.execute(again.values(content=b"", is_available=0))
                     to_come += lost
+                    _when_committed(session, partial(self._forget, list(lost.values())))
             return to_come
 
     def put(self, object_id: str, object_content: bytes) -> None:

@@ -31,6 +31,10 @@ class _Health:
     def __init__(self, link: Link) -> None:
         self._link, self._looked, self._misses = link, 0.0, 0
 
+    def begin(self) -> None:
+        """A new process has not been asked yet."""
+        self._looked, self._misses = time.monotonic(), 0
+
     def is_deaf(self) -> bool:
         now = time.monotonic()
         if now - self._looked >= _HEALTH_EVERY_S:
@@ -94,12 +98,13 @@ def serve(home: FederationHome) -> None:
         port = files.choose_link_port()
         link = superlink_of(home)
         environment = quiet_environment(files.flower_home)
+        health = _Health(link)
         superlink = Kept(
             "the SuperLink",
             lambda: _superlink_command(home, port),
             environment,
             home.logs / "superlink.log",
-            is_deaf=_Health(link).is_deaf,
+            is_deaf=health.is_deaf,
         )
         gateway = Kept("the gateway", lambda: gateway_command(home), environment, home.logs / "gateway.log")
         doors, runs = _Doors(home, link, port, gateway), PlayedRuns(home, files)
@@ -116,6 +121,7 @@ def serve(home: FederationHome) -> None:
                 if superlink.starts != starts:
                     starts = superlink.starts
                     doors.forget()
+                    health.begin()
                 trouble = _tend(doors, runs, trouble)
                 stop.wait(_TURN_S)
         finally:

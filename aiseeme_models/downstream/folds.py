@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,21 @@ Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Places of the images that fit, and of those that are tested."""
 
 
+def folds_version() -> dict[str, str]:
+    """What decides which image is in which fold, beside the images: the version of scikit-learn."""
+    import sklearn
+
+    return {"scikit-learn": sklearn.__version__}
+
+
 def check_folds(labels: Sequence[str], patients: Sequence[str], folds: int) -> None:
     """See that so many folds can be made.
 
     Raises:
-        InputError: there are fewer patients than folds, or fewer images of every class; or one class alone.
+        InputError: fewer than two folds, fewer patients than folds, fewer images of every class, or one class alone.
     """
+    if folds < 2:
+        raise InputError(f"{folds} folds: two are the fewest")
     classes, people = Counter(labels), len(set(patients))
     if len(classes) < 2:
         raise InputError(f"{folds} folds: the {len(labels)} labelled images are of fewer than two classes")
@@ -64,6 +73,9 @@ def score_in_folds(
 ) -> ProbeScore:
     """The figures of a probe over all images, from what it said of each when it was fitted without its patient.
 
+    A class whose patients are all in one fold was unknown to the probe that tested them: none of them is recognised,
+    and how they rank among the images of the other folds, whose probes knew the class, would be no figure of a probe.
+
     Args:
         probe: fitted on ``(N, D)`` features and ``N`` labels, it says what it thinks of ``(M, D)`` others.
         x: ``(N, D)`` features.
@@ -74,8 +86,10 @@ def score_in_folds(
     place = {name: index for index, name in enumerate(names)}
     scores = np.zeros((len(labels), len(names)))
     notes: list[str] = []
+    unknown: set[str] = set()
     for fits, tests in folds:
         known = [labels[index] for index in fits]
+        unknown |= set(names).difference(known)
         if len(set(known)) == 1:
             scores[tests, place[known[0]]] = 1.0
             continue
@@ -83,4 +97,17 @@ def score_in_folds(
         scores[np.ix_(tests, np.array([place[name] for name in votes.names]))] = votes.scores
         notes += [note for note in votes.notes if note not in notes]
     predicted = [names[index] for index in scores.argmax(axis=1)]
-    return score_predictions(None, labels, predicted, scores, names, notes=notes)
+    if unknown:
+        notes.append(f"All patients of {', '.join(sorted(unknown))} are in one fold: not recognised there, no AUC.")
+    return _unranked(score_predictions(None, labels, predicted, scores, names, notes=notes), unknown)
+
+
+def _unranked(score: ProbeScore, classes: Collection[str]) -> ProbeScore:
+    """Without the figures that rank images by their scores of these classes, or that are means of such."""
+    if not classes:
+        return score
+    nothing = {"auc": None, "auprc": None, "sensitivity": None}
+    per_class = {
+        name: one.model_copy(update=nothing) if name in classes else one for name, one in score.per_class.items()
+    }
+    return score.model_copy(update={"per_class": per_class, "macro_auc": None, "macro_auprc": None})

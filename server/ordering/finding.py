@@ -121,7 +121,7 @@ def find_order(
     with held(folder):
         hospitals = hospitals_of(config, data, sites, partition, device, home, folder / "gathered", progress)
         told = _Told(progress)
-        bench = Bench(config, hospitals.sites, None, None, (), 0, home, engine, told)
+        bench = Bench(config, hospitals.sites, None, None, (), 0, 1, home, engine, told)
         trials = SiteTrials(bench, short, probe, told, lambda sequence, score: told.tried(names, sequence, score))
         candidates = [
             Candidate(name, stage_tasks[stage.task].family)

@@ -70,6 +70,7 @@ class Bench:
         initial: given weights, as their file or folder; None where there are none.
         finetune: which fine-tunings are measured.
         folds: in how many folds of patients probes are measured too; 0: in none.
+        folders: from how many folders the images come; a patient may be in several.
         home: the folder of all runs; played stages are kept below it.
         engine: ``local`` or ``ray``.
         observer: told what happens in the rounds.
@@ -81,6 +82,7 @@ class Bench:
     initial: Path | None
     finetune: tuple[FineTuneOptions, ...]
     folds: int
+    folders: int
     home: Path
     engine: str
     observer: Observer
@@ -105,10 +107,11 @@ class Bench:
 
     def _patients(self) -> list[str]:
         """Of the training images, then of the test images, as all homes name them: the folds must not differ."""
-        from client.grouping import lasting_names
+        from client.grouping import lasting_names, names_across_folders
 
         assert self.images is not None
-        return lasting_names([*self.images.train.rows, *self.images.test.rows])
+        rows = [*self.images.train.rows, *self.images.test.rows]
+        return lasting_names(rows) if self.folders == 1 else names_across_folders(rows)
 
     def random(self) -> Backbone:
         """The seed's backbone before any training."""

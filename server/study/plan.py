@@ -29,7 +29,7 @@ class StudyPlan(BaseModel):
         initial_sha256: of the given weights, where there are any.
         device: torch device.
         threads: torch's threads; another number may give other bits.
-        versions: of AISEEME and torch.
+        versions: of AISEEME and torch, and of what makes the folds, where there are any.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

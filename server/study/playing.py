@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from aiseeme_models.atomic_files import write_atomically
+from aiseeme_models.downstream.folds import folds_version
 from aiseeme_models.errors import InputError, RunFailed
 from client.site_home import SiteHome
 from federation_configs.loading import check_config, config_sha256, to_toml
@@ -153,7 +154,16 @@ def _benches(
         if isinstance(images, str):
             raise InputError(f"a study needs labels to compare by: {images}")
         bench = Bench(
-            seeded, hospitals.sites, images, asked.initial, asked.finetune, asked.folds, home, asked.engine, progress
+            seeded,
+            hospitals.sites,
+            images,
+            asked.initial,
+            asked.finetune,
+            asked.folds,
+            len(asked.data),
+            home,
+            asked.engine,
+            progress,
         )
         bench.check_folds()
         benches.append((bench, images))
@@ -254,7 +264,7 @@ def _plan(config: FederationConfig, asked: Asked) -> StudyPlan:
         initial_sha256=None if asked.initial is None else _weights_sha256(asked.initial, config),
         device=asked.device,
         threads=torch.get_num_threads(),
-        versions=versions(),
+        versions=versions() | (folds_version() if asked.folds else {}),
     )
 
 

@@ -14,11 +14,18 @@ from PIL import Image
 from aiseeme_models.errors import InputError
 from aiseeme_models.images.pipeline import Pipeline
 from aiseeme_models.images.splits import POINTS, fold_of, split_at
-from client.grouping import Identity, group, names_somebody
+from client.grouping import Identity, group, lasting_names, names_across_folders, names_somebody
 from client.scanning import scan
 from client.site_home import SiteHome
 
 TOKENS = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=3)
+
+
+def numbered(number: int) -> Image.Image:
+    """16 pixels spell the number: every image is another one."""
+    image = Image.new("L", (16, 16), 200)
+    image.putdata([255 * (number >> bit & 1) for bit in range(16)] + [100] * 120)
+    return image
 
 
 @given(st.lists(st.tuples(TOKENS, st.integers(0, 3), st.integers(0, POINTS - 1)), max_size=30), st.randoms())
@@ -46,6 +53,23 @@ def test_placeholders_name_nobody(placeholder: str) -> None:
     assert names_somebody("4711")
 
 
+def test_a_patient_of_two_folders_is_one(tmp_path: Path) -> None:
+    """Each folder knows other lesions of theirs, so that the groups differ."""
+    home, scanned = SiteHome(tmp_path / "home"), []
+    for place, folder in enumerate((tmp_path / "a", tmp_path / "b")):
+        folder.mkdir()
+        for patient in range(12):
+            numbered(100 * place + patient).save(folder / f"{patient}.png")
+        lines = [f"{patient}.png,p{patient},lesion-{place}-{patient}" for patient in range(12)]
+        (folder / "labels.csv").write_text("\n".join(["file,patient_id,lesion_id", *lines]))
+        scanned += scan(folder, home, Pipeline(1, "pad", 16)).rows
+    patients = [row.columns["patient_id"] for row in scanned]
+    apart, joined = lasting_names(scanned), names_across_folders(scanned)
+    assert len(scanned) == 24 and len(set(apart)) > 12
+    assert all(len({name for name, one in zip(joined, patients, strict=True) if one == who}) == 1 for who in patients)
+    assert len(set(joined)) > 6  # strangers' points rarely meet
+
+
 def test_patients_of_the_real_radiographs_are_never_divided(tmp_path: Path) -> None:
     """The ids of cxr_kermany on invented pixels: splits and folds of a scanned folder."""
     from tests.conftest import DATA
@@ -57,10 +81,7 @@ def test_patients_of_the_real_radiographs_are_never_divided(tmp_path: Path) -> N
     folder = tmp_path / "site"
     folder.mkdir()
     for number in range(len(rows)):
-        # 16 pixels that spell the number: every image is another one.
-        image = Image.new("L", (16, 16), 200)
-        image.putdata([255 * (number >> bit & 1) for bit in range(16)] + [100] * 120)
-        image.save(folder / f"{number}.png")
+        numbered(number).save(folder / f"{number}.png")
     lines = [f"{number}.png,{row['label']},{row['patient_id']}" for number, row in enumerate(rows)]
     (folder / "labels.csv").write_text("\n".join(["file,label,patient_id", *lines]))
     done = scan(folder, SiteHome(tmp_path / "home"), Pipeline(1, "pad", 16))

@@ -69,7 +69,12 @@ def test_a_class_of_one_patient_cannot_be_known_and_counts():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = score_in_folds(linear_votes, x, labels, patient_folds(labels, patients, 5))
-    assert found.per_class["rare"].recall == 0.0 and found.per_class["rare"].n_test == 3
+    rare = found.per_class["rare"]
+    assert rare.recall == 0.0 and rare.n_test == 3
+    assert rare.auc is None and rare.auprc is None and rare.sensitivity is None
+    assert found.macro_auc is None and found.macro_auprc is None
+    assert "rare are in one fold" in (found.note or "")
+    assert found.per_class["class-1"].auc is not None
     assert found.n_test == len(labels)
 
 
@@ -96,3 +101,9 @@ def test_a_fold_whose_other_images_are_of_one_class_answers_it():
 def test_too_few_for_the_folds(labels, patients, what):
     with pytest.raises(InputError, match=what):
         check_folds(labels, patients, 5)
+
+
+@pytest.mark.parametrize("folds", [1, 0, -1])
+def test_one_fold_is_none(folds):
+    with pytest.raises(InputError, match="two are the fewest"):
+        check_folds(["a", "b"] * 4, [str(i) for i in range(8)], folds)

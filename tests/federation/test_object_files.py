@@ -172,6 +172,7 @@ class TestFiles:
         tree = ObjectTree(object_id=SMALL[0], children=[ObjectTree(object_id=one[0]) for one in (LARGE, OTHER)])
         assert sorted(store.preregister(RUN + 1, tree)) == sorted([SMALL[0], LARGE[0]])
         assert store.get(LARGE[0]) == b""  # on its way
+        assert [file.read_bytes() for file in files(tmp_path)] == [OTHER[1]]  # no row names what was left of the other
         store.put(*LARGE)
         assert store.get(LARGE[0]) == LARGE[1] and store.get(OTHER[0]) == OTHER[1]
         assert store.preregister(RUN + 2, tree) == [SMALL[0]]

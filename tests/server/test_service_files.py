@@ -17,6 +17,7 @@ from client.refusals import Refusal
 from client.runner import Interruption
 from federation_configs.site_errors import SiteError
 from federation_configs.supervision import Kept
+from server import service
 from server.registry import RunRegistry
 from server.run_folder import StopRequest, runs_home
 from server.service_files import ServiceFiles
@@ -167,3 +168,16 @@ def test_a_part_that_ends_says_why_with_the_last_line_of_its_log(tmp_path):
         "the last line of its log: what happened",
     ]
     kept.end(0)
+
+
+def test_a_superlink_that_was_started_again_is_asked_as_often_as_the_first(monkeypatch):
+    class Away:
+        def is_up(self):
+            return False
+
+    monkeypatch.setattr(service, "_HEALTH_EVERY_S", 0.0)
+    health = service._Health(Away())
+    looks = [health.is_deaf() for _ in range(service._DEAF_AFTER)]
+    assert looks == [False] * (service._DEAF_AFTER - 1) + [True]
+    health.begin()
+    assert [health.is_deaf() for _ in range(service._DEAF_AFTER)] == looks
