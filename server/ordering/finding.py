@@ -121,7 +121,18 @@ def find_order(
     with held(folder):
         hospitals = hospitals_of(config, data, sites, partition, device, home, folder / "gathered", progress)
         told = _Told(progress)
-        bench = Bench(config, hospitals.sites, None, None, (), 0, 1, home, engine, told)
+        bench = Bench(
+            config=config,
+            sites=hospitals.sites,
+            images=None,
+            initial=None,
+            finetune=(),
+            folds=0,
+            folders=len(data),
+            home=home,
+            engine=engine,
+            observer=told,
+        )
         trials = SiteTrials(bench, short, probe, told, lambda sequence, score: told.tried(names, sequence, score))
         candidates = [
             Candidate(name, stage_tasks[stage.task].family)

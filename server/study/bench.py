@@ -55,7 +55,7 @@ STAGE_FILE = "stage.json"
 STAGES = "stages"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bench:
     """What the arms of one seed have in common.
 

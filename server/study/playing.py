@@ -154,16 +154,16 @@ def _benches(
         if isinstance(images, str):
             raise InputError(f"a study needs labels to compare by: {images}")
         bench = Bench(
-            seeded,
-            hospitals.sites,
-            images,
-            asked.initial,
-            asked.finetune,
-            asked.folds,
-            len(asked.data),
-            home,
-            asked.engine,
-            progress,
+            config=seeded,
+            sites=hospitals.sites,
+            images=images,
+            initial=asked.initial,
+            finetune=asked.finetune,
+            folds=asked.folds,
+            folders=len(asked.data),
+            home=home,
+            engine=asked.engine,
+            observer=progress,
         )
         bench.check_folds()
         benches.append((bench, images))
